@@ -1,0 +1,27 @@
+"""Errors that a user can cause, each one sentence saying what to do."""
+
+from __future__ import annotations
+
+
+class FoveaError(ValueError):
+    """Base of every error that napari-fovea raises on bad input."""
+
+
+class ImageError(FoveaError):
+    """The image cannot be used: its shape, type, channels or values."""
+
+
+class CheckpointError(FoveaError):
+    """A model file cannot be read: truncated, foreign, too new, or a pickle."""
+
+
+class ModelError(FoveaError):
+    """No such model, or a model that does not fit the request."""
+
+
+class DeviceError(FoveaError):
+    """The computing device that was asked for is not there."""
+
+
+class TrainingError(FoveaError):
+    """Training cannot start, or had to stop."""

@@ -1,0 +1,71 @@
+"""Reading image files and writing results without leaving halves behind."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import imageio.v3 as imageio
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from napari_fovea.errors import ImageError
+
+IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
+"""Endings of the image files that are read."""
+
+
+def read_image(path: str | os.PathLike[str]) -> NDArray[np.generic]:
+    """Read an image file as it is stored.
+
+    Parameters
+    ----------
+    path : path-like
+        A PNG, TIFF, JPEG or BMP file.
+
+    Raises
+    ------
+    ImageError
+        If the file is missing, not an image, or damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ImageError(f"{path} is no file: check the name.")
+    try:
+        if path.suffix.lower() in (".tif", ".tiff"):
+            return np.asarray(tifffile.imread(path))
+        return np.asarray(imageio.imread(path))
+    except Exception as error:  # every decoder has its own kinds
+        raise ImageError(
+            f"{path} cannot be read as an image ({type(error).__name__}); expected "
+            f"{', '.join(IMAGE_SUFFIXES)}: open and save it again elsewhere."
+        ) from error
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Write to a temporary file that takes the place of ``path`` when all is well.
+
+    Yields
+    ------
+    Path
+        Where to write, in the same folder.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes private files; results get what the user's umask says.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

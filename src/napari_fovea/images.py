@@ -1,0 +1,246 @@
+"""From a user's array to planes that a network takes: axes, channels, values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch.nn import functional
+
+from napari_fovea.errors import ImageError
+
+AXES = "TZYXC"
+"""Letters of image axes: time, depth, rows, columns, channels."""
+
+_SAMPLE = 1_000_000
+
+
+@dataclass(frozen=True)
+class Planes:
+    """An image as a sequence of planes, checked and ready to be normalised.
+
+    Attributes
+    ----------
+    data : ndarray, shape (n, H, W, C)
+        A view of the user's array wherever one exists.
+    lead : tuple of int
+        Shape of the stack axes, empty for a single image; its product is n.
+    axes : str
+        The axes as they were read, such as ``"YX"`` or ``"ZYXC"``.
+    """
+
+    data: NDArray[np.generic]
+    lead: tuple[int, ...]
+    axes: str
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.data.shape[1], self.data.shape[2]
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return self.data.shape[3]
+
+    def __len__(self) -> int:
+        return self.data.shape[0]
+
+    def __iter__(self) -> Iterator[NDArray[np.generic]]:
+        return iter(self.data)
+
+
+def guess_axes(shape: tuple[int, ...], *, rgb: bool | None = None) -> str:
+    """Name the axes of an image from its shape.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Shape of the array.
+    rgb : bool, optional
+        Whether the last axis holds channels. By default it does if it has 3 or
+        4 entries and the two before it more than 4, or if it has a single one.
+
+    Returns
+    -------
+    str
+        ``"YX"``, ``"YXC"``, ``"ZYX"``, ``"ZYXC"``, ``"TZYX"`` or ``"TZYXC"``.
+
+    Raises
+    ------
+    ImageError
+        If there are fewer than 2 axes or more than the letters tell.
+    """
+    if rgb is None:
+        deep = len(shape) > 2
+        rgb = deep and (
+            shape[-1] == 1 or (shape[-1] in (3, 4) and min(shape[-3:-1]) > 4)
+        )
+    spatial = len(shape) - bool(rgb)
+    if not 2 <= spatial <= 4:
+        kind = "colour image" if rgb else "image"
+        raise ImageError(
+            f"The {kind} has shape {shape}; expected (H, W), (H, W, C), or a stack of "
+            "these with one or two leading axes: choose the part to segment."
+        )
+    return AXES[4 - spatial : 4] + ("C" if rgb else "")
+
+
+def read_planes(
+    image: ArrayLike, *, axes: str | None = None, rgb: bool | None = None
+) -> Planes:
+    """Check an image and lay it out as planes with channels last.
+
+    Parameters
+    ----------
+    image : array_like
+        Any numeric type. (H, W), (H, W, C), or stacks of these.
+    axes : str, optional
+        What each axis is, a permutation of letters of ``"TZYXC"`` with Y and X;
+        guessed from the shape where it is not given.
+    rgb : bool, optional
+        Whether the last axis holds channels, where ``axes`` is not given.
+
+    Returns
+    -------
+    Planes
+
+    Raises
+    ------
+    ImageError
+        If the array is empty, not numeric, holds NaN or infinity, is constant,
+        or has axes that make no sense.
+    """
+    data = np.asarray(image)
+    if data.dtype.kind not in "buif":
+        raise ImageError(
+            f"The image has type {data.dtype}; expected numbers: convert it to "
+            "an integer or float type."
+        )
+    if data.size == 0:
+        raise ImageError(
+            f"The image is empty (shape {data.shape}); give at least one pixel."
+        )
+    axes = guess_axes(data.shape, rgb=rgb) if axes is None else axes.upper()
+    known = set(axes) <= set(AXES) and {"Y", "X"} <= set(axes)
+    if not known or len(set(axes)) != len(axes) or len(axes) != data.ndim:
+        raise ImageError(
+            f"Axes {axes!r} do not describe an image of shape {data.shape}; expected "
+            f"one letter of {AXES} for each axis, among them Y and X."
+        )
+    data = data.transpose([axes.index(a) for a in AXES if a in axes])
+    if "C" not in axes:
+        data = data[..., None]
+    lead = data.shape[:-3]
+    _check_values(data)
+    return Planes(data.reshape(math.prod(lead), *data.shape[-3:]), lead, axes)
+
+
+def _check_values(data: NDArray[np.generic]) -> None:
+    if data.dtype.kind == "f":
+        # Plane by plane: a mask of the whole array would double its memory.
+        bad = sum(int((~np.isfinite(part)).sum()) for part in data)
+        if bad:
+            raise ImageError(
+                f"The image holds {bad} pixel values that are NaN or infinite; "
+                "expected finite numbers: replace them, for example with the median."
+            )
+    if data.min() == data.max():
+        raise ImageError(
+            f"The image is constant (every pixel is {data.flat[0]}); there is nothing "
+            "to segment in it: check the layer and its contrast."
+        )
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Brings intensities to about [0, 1], by percentiles of the whole image.
+
+    All channels share one scale, so colours stay what they are; planes of a
+    stack share it too, so empty planes stay empty.
+
+    Attributes
+    ----------
+    low, high : float
+        Percentiles that become 0 and 1, in percent.
+    """
+
+    low: float = 1.0
+    high: float = 99.8
+
+    def limits(self, planes: Planes) -> tuple[float, float]:
+        """Intensities that become 0 and 1."""
+        data = planes.data
+        # A regular sample settles percentiles; whole slides need not be sorted.
+        _, height, width, _ = data.shape
+        stride = max(1, math.isqrt(height * width // _SAMPLE))
+        skip = max(1, len(data) * height * width // (stride**2 * _SAMPLE))
+        sample = data[::skip, ::stride, ::stride].astype(np.float64)
+        low, high = np.percentile(sample, [self.low, self.high])
+        if high <= low:  # nearly everything is background
+            low, high = float(data.min()), float(data.max())
+        return float(low), float(high)
+
+
+def to_tensor(
+    plane: NDArray[np.generic],
+    *,
+    limits: tuple[float, float],
+    channels: int,
+    device: torch.device | str = "cpu",
+) -> torch.Tensor:
+    """Normalise one plane and give it the channels a network takes.
+
+    Parameters
+    ----------
+    plane : ndarray, shape (H, W, C)
+        Any numeric type.
+    limits : tuple of float
+        Intensities that become 0 and 1; see `Normalisation.limits`.
+    channels : int
+        Channels to return. One channel is repeated; an alpha channel is dropped.
+    device : torch.device or str
+        Where to.
+
+    Returns
+    -------
+    Tensor of float32, shape (channels, H, W)
+        Clipped to [-0.5, 2]. Repeated channels share memory.
+
+    Raises
+    ------
+    ImageError
+        If the channels do not fit.
+    """
+    have = plane.shape[2]
+    if have == 4 and channels == 3:
+        plane = plane[..., :3]  # red, green, blue, alpha
+        have = 3
+    if have not in (1, channels):
+        takes = "1 channel" if channels == 1 else f"1 or {channels} channels"
+        raise ImageError(
+            f"The image has {have} channels; this model takes {takes}: choose the "
+            "channels to segment, or a model trained for these."
+        )
+    low, high = limits
+    values = plane.transpose(2, 0, 1)
+    if values.dtype.itemsize > 2:
+        # Subtract before rounding, or large offsets would swallow the signal.
+        scaled = (values.astype(np.float64) - low) / (high - low)
+    else:
+        scaled = (values.astype(np.float32) - np.float32(low)) / np.float32(high - low)
+    clipped = np.ascontiguousarray(scaled.clip(-0.5, 2.0), dtype=np.float32)
+    return torch.from_numpy(clipped).to(device).expand(channels, -1, -1)
+
+
+def resize(image: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """Resize (C, H, W) to (C, *shape), bilinear and antialiased."""
+    if tuple(image.shape[-2:]) == tuple(shape):
+        return image
+    return functional.interpolate(
+        image[None], size=shape, mode="bilinear", antialias=True, align_corners=False
+    )[0]

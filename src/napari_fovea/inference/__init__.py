@@ -1,0 +1,24 @@
+"""Segmenting images with a model."""
+
+from napari_fovea.inference.instances import separate
+from napari_fovea.inference.result import (
+    AttentionMap,
+    Event,
+    Fixated,
+    Preview,
+    Segmentation,
+    Separating,
+)
+from napari_fovea.inference.segment import complete, segment
+
+__all__ = [
+    "AttentionMap",
+    "Event",
+    "Fixated",
+    "Preview",
+    "Segmentation",
+    "Separating",
+    "complete",
+    "segment",
+    "separate",
+]

@@ -1,0 +1,395 @@
+"""The one entry to segmentation, for scripts, command line and docks alike."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from napari_fovea import device as devices
+from napari_fovea.errors import ImageError, ModelError
+from napari_fovea.images import Planes, read_planes, resize, to_tensor
+from napari_fovea.inference.instances import separate
+from napari_fovea.inference.result import (
+    AttentionMap,
+    Event,
+    Fixated,
+    Preview,
+    Segmentation,
+    Separating,
+)
+from napari_fovea.inference.retina import default_budget, scanning
+from napari_fovea.models import Model
+from napari_fovea.networks import RetinaConfig
+from napari_fovea.retina import (
+    FUSIONS,
+    POLICIES,
+    FocusPath,
+    Fusion,
+    Policy,
+    Raster,
+    Scan,
+    entropy,
+    probabilities,
+    step_size,
+)
+
+_MOST_RESIZING = 16
+
+
+def segment(
+    image: ArrayLike,
+    model: Model | str | os.PathLike[str],
+    *,
+    axes: str | None = None,
+    rgb: bool | None = None,
+    policy: str | Policy | None = None,
+    fusion: str | Fusion | None = None,
+    budget: int | None = None,
+    diameter: float | None = None,
+    pixel_size: float | None = None,
+    device: str = "auto",
+    batch_size: int = 32,
+    preview_every: float | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Generator[Event, None, Segmentation]:
+    """Segment an image, reporting as it goes.
+
+    Parameters
+    ----------
+    image : array_like
+        (H, W), (H, W, C) or a stack of these, of any numeric type. It is not
+        changed.
+    model : Model, str or path-like
+        A model, its name, or its file.
+    axes : str, optional
+        What each axis is, such as ``"ZYXC"``; guessed by default.
+    rgb : bool, optional
+        Whether the last axis holds channels, where ``axes`` is not given.
+    policy : str or Policy, optional
+        ``"seek"`` (the default) or ``"raster"``, the paper's.
+    fusion : str or Fusion, optional
+        ``"precision"`` or ``"mean"``; by default what suits the policy.
+    budget : int, optional
+        Most fixations per plane. By default 400 for 256×256 pixels at the
+        model's scale, in proportion to the area; ``raster`` runs to its end.
+    diameter : float, optional
+        Typical diameter of the objects in pixels. The image is resized so that
+        they appear as large as those the model was trained on.
+    pixel_size : float, optional
+        Size of a pixel in micrometres, used in place of the diameter where the
+        model knows the size of its own.
+    device : str
+        ``"auto"`` or a torch device.
+    batch_size : int
+        Most subareas looked at together.
+    preview_every : float, optional
+        Seconds between previews; by default there are none.
+    cancelled : callable
+        Asked after every batch; where it says yes, the rest is left out and the
+        result holds what there is.
+
+    Yields
+    ------
+    Fixated, Preview or Separating
+
+    Returns
+    -------
+    Segmentation
+        At the image's own size.
+
+    Raises
+    ------
+    FoveaError
+        If the image, the model or a setting cannot be used.
+    """
+    started = time.perf_counter()
+    planes = read_planes(image, axes=axes, rgb=rgb)
+    if not isinstance(model, Model):
+        model = Model.load(model)
+    config = model.config
+    if not isinstance(config, RetinaConfig):
+        raise ModelError(
+            f"Model {model.name!r} is a {model.system} network, which cannot scan an "
+            "image; expected a retina model: choose another."
+        )
+    where = devices.pick(device)
+    chosen = _policy(policy or model.scan.get("policy", "seek"))
+    fused = _fusion(fusion, chosen)
+    factor = _resizing(model, planes.shape, diameter=diameter, pixel_size=pixel_size)
+    shape = (
+        max(1, round(planes.shape[0] * factor)),
+        max(1, round(planes.shape[1] * factor)),
+    )
+    if budget is None and not isinstance(chosen, Raster):
+        budget = default_budget(shape)
+    scale = (planes.shape[0] / shape[0], planes.shape[1] / shape[1])
+    expected = _object_diameter(model, factor, diameter)
+    limits = model.normalisation.limits(planes)
+    store = _Store(planes, classes=len(model.classes), shape=shape)
+    stopped = False
+    for index, plane in enumerate(planes):
+        if plane.min() == plane.max():
+            continue  # an empty plane of a stack is all background
+        pixels = to_tensor(
+            plane, limits=limits, channels=model.channels, device=where
+        )
+        run = scanning(
+            model,
+            resize(pixels, shape),
+            policy=chosen,
+            fusion=fused,
+            budget=budget,
+            batch_size=batch_size,
+            cancelled=cancelled,
+        )
+        del pixels
+        last = time.perf_counter()
+        try:
+            while True:
+                looked = next(run)
+                part = FocusPath(
+                    corners=looked.corners.cpu().numpy(),
+                    entropies=looked.entropies.float().cpu().numpy(),
+                    steps=step_size(looked.entropies, config.d).cpu().numpy(),
+                    grid=config.grid,
+                    scale=scale,
+                    planes=np.full(len(looked.corners), index),
+                )
+                share = min(1.0, looked.done / looked.expected)
+                yield Fixated(
+                    index, part, looked.done, (index + share) / len(planes)
+                )
+                now = time.perf_counter()
+                if preview_every is not None and now - last >= preview_every:
+                    yield _preview(model, looked.votes, looked.overlap, index, planes)
+                    last = time.perf_counter()
+        except StopIteration as end:
+            scanned: Scan = end.value
+        yield Separating(index, (index + 1) / len(planes))
+        store.add(index, model, scanned, scale=scale, diameter=expected)
+        stopped = cancelled()
+        if stopped:
+            break
+    path = store.path(grid_of=config)
+    provenance = _provenance(
+        model,
+        planes,
+        where,
+        settings={
+            "policy": _name(POLICIES, chosen),
+            "fusion": _name(FUSIONS, fused),
+            "budget": budget,
+            "diameter": diameter,
+            "pixel_size": pixel_size,
+            "batch_size": batch_size,
+        },
+    )
+    provenance |= {
+        "resized_by": factor,
+        "fixations": len(path),
+        "cancelled": stopped,
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+    return store.result(path, provenance)
+
+
+def complete(run: Generator[Any, None, Any]) -> Any:
+    """Run a generator of events to its end and return its result.
+
+    Examples
+    --------
+    >>> result = complete(segment(image, "retina-nuclei"))  # doctest: +SKIP
+    """
+    try:
+        while True:
+            next(run)
+    except StopIteration as end:
+        return end.value
+
+
+class _Store:
+    """Collects the planes of a result at the image's own size."""
+
+    def __init__(
+        self, planes: Planes, *, classes: int, shape: tuple[int, int]
+    ) -> None:
+        n, (height, width) = len(planes), planes.shape
+        self._lead = planes.lead
+        self._labels = np.zeros((n, height, width), dtype=np.uint8)
+        self._probabilities = np.zeros((classes, n, height, width), dtype=np.float32)
+        self._probabilities[0] = 1
+        self._uncertainty = np.zeros((n, height, width), dtype=np.float32)
+        self._instances = np.zeros((n, height, width), dtype=np.int32)
+        self._overlap = np.zeros((n, *shape), dtype=np.float32)
+        self._paths: list[FocusPath] = []
+        self._objects = 0
+
+    def add(
+        self,
+        index: int,
+        model: Model,
+        scanned: Scan,
+        *,
+        scale: tuple[float, float],
+        diameter: float | None,
+    ) -> None:
+        size = (self._labels.shape[1], self._labels.shape[2])
+        outputs = resize(probabilities(scanned.votes), size)
+        classes = model.class_probabilities(outputs)
+        labels = classes.argmax(0).to(torch.uint8).cpu().numpy()
+        border = (
+            outputs[model.border].cpu().numpy() if model.border is not None else None
+        )
+        objects = separate(labels, border=border, diameter=diameter)
+        self._labels[index] = labels
+        self._probabilities[:, index] = classes.cpu().numpy()
+        self._uncertainty[index] = entropy(classes).cpu().numpy()
+        self._instances[index] = np.where(objects, objects + self._objects, 0)
+        self._objects += int(objects.max(initial=0))
+        self._overlap[index] = scanned.overlap.cpu().numpy()
+        plane = np.full(len(scanned.path), index)
+        self._paths.append(replace(scanned.path, scale=scale, planes=plane))
+
+    def path(self, *, grid_of: RetinaConfig) -> FocusPath:
+        def joined(field: str, empty: NDArray[Any]) -> NDArray[Any]:
+            return np.concatenate([empty, *(getattr(p, field) for p in self._paths)])
+
+        return FocusPath(
+            corners=joined("corners", np.zeros((0, 2), np.int64)),
+            entropies=joined("entropies", np.zeros(0, np.float32)),
+            steps=joined("steps", np.zeros(0, np.int64)),
+            grid=grid_of.grid,
+            scale=self._paths[0].scale if self._paths else (1.0, 1.0),
+            planes=joined("planes", np.zeros(0, np.int64)),
+        )
+
+    def result(self, path: FocusPath, provenance: dict[str, Any]) -> Segmentation:
+        def own(array: NDArray[Any], before: int = 0) -> NDArray[Any]:
+            head, tail = array.shape[:before], array.shape[before + 1 :]
+            return array.reshape(*head, *self._lead, *tail)
+
+        height, width = self._labels.shape[1:]
+        overlap = AttentionMap.over(
+            "overlap", own(self._overlap), shape=(height, width)
+        )
+        return Segmentation(
+            labels=own(self._labels),
+            probabilities=own(self._probabilities, before=1),
+            uncertainty=own(self._uncertainty),
+            instances=own(self._instances),
+            path=path,
+            attention=(overlap,),
+            provenance=provenance,
+        )
+
+
+def _preview(
+    model: Model,
+    votes: torch.Tensor,
+    overlap: torch.Tensor,
+    index: int,
+    planes: Planes,
+) -> Preview:
+    classes = resize(model.class_probabilities(probabilities(votes)), planes.shape)
+    return Preview(
+        index,
+        classes.argmax(0).to(torch.uint8).cpu().numpy(),
+        entropy(classes).cpu().numpy(),
+        AttentionMap.over("overlap", overlap.cpu().numpy().copy(), shape=planes.shape),
+    )
+
+
+def _policy(policy: str | Policy) -> Policy:
+    if not isinstance(policy, str):
+        return policy
+    if policy not in POLICIES:
+        raise ModelError(
+            f"There is no policy {policy!r}; expected {' or '.join(POLICIES)}."
+        )
+    return POLICIES[policy]
+
+
+def _fusion(fusion: str | Fusion | None, policy: Policy) -> Fusion:
+    if fusion is None:
+        fusion = "mean" if isinstance(policy, Raster) else "precision"
+    if not isinstance(fusion, str):
+        return fusion
+    if fusion not in FUSIONS:
+        raise ModelError(
+            f"There is no fusion {fusion!r}; expected {' or '.join(FUSIONS)}."
+        )
+    return FUSIONS[fusion]
+
+
+def _resizing(
+    model: Model,
+    shape: tuple[int, int],
+    *,
+    diameter: float | None,
+    pixel_size: float | None,
+) -> float:
+    """Factor that brings the image to the model's object size."""
+    for name, value in (("diameter", diameter), ("pixel size", pixel_size)):
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise ImageError(
+                f"The {name} is {value}; expected a positive number: leave it out to "
+                "keep the image's own scale."
+            )
+    if diameter is not None and model.object_diameter is not None:
+        factor = model.object_diameter / diameter
+    elif pixel_size is not None and model.pixel_size is not None:
+        factor = pixel_size / model.pixel_size
+    else:
+        return 1.0
+    if not 1 / _MOST_RESIZING <= factor <= _MOST_RESIZING:
+        raise ImageError(
+            f"An image of {shape[0]}×{shape[1]} pixels would be resized {factor:.3g} "
+            f"times; expected at most {_MOST_RESIZING}, either way: give the typical "
+            "diameter of the objects in pixels."
+        )
+    return factor
+
+
+def _object_diameter(
+    model: Model, factor: float, diameter: float | None
+) -> float | None:
+    if diameter is not None:
+        return diameter
+    return model.object_diameter / factor if model.object_diameter else None
+
+
+def _name(known: dict[str, Any], value: Any) -> str:
+    return next((k for k, v in known.items() if v == value), repr(value))
+
+
+def _provenance(
+    model: Model, planes: Planes, where: torch.device, *, settings: dict[str, Any]
+) -> dict[str, Any]:
+    packages = ("napari-fovea", "torch", "numpy", "scikit-image")
+    return {
+        "model": model.name,
+        "system": model.system,
+        "classes": list(model.classes),
+        "settings": settings,
+        "image": {
+            "shape": [*planes.lead, *planes.shape],
+            "channels": planes.channels,
+            "type": str(planes.data.dtype),
+            "axes": planes.axes,
+        },
+        "device": devices.describe(where),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version()}
+        | {p: version(p) for p in packages},
+    }

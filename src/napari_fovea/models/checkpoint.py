@@ -1,0 +1,199 @@
+"""Models as single safetensors files that rebuild themselves."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from napari_fovea.errors import CheckpointError, FoveaError
+from napari_fovea.files import replacing
+from napari_fovea.images import Normalisation
+from napari_fovea.models.model import Model
+from napari_fovea.networks import build, name_of
+
+FORMAT = 1
+"""Version of the header that this program writes; it reads this and older ones."""
+
+_KEY = "napari_fovea"
+_PICKLES = (b"\x80", b"PK\x03\x04")
+
+
+class _NormalisationHeader(BaseModel):
+    low: float = Field(ge=0, le=100)
+    high: float = Field(ge=0, le=100)
+
+
+class Header(BaseModel):
+    """What a model file says about itself, as JSON in its safetensors header."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    format: int
+    name: str
+    network: str
+    config: dict[str, Any]
+    classes: tuple[str, ...] = Field(min_length=2)
+    outputs: tuple[int, ...]
+    border: int | None = None
+    normalisation: _NormalisationHeader
+    object_diameter: float | None = Field(None, gt=0)
+    pixel_size: float | None = Field(None, gt=0)
+    scan: dict[str, Any] = {}
+    provenance: dict[str, Any] = {}
+
+
+def save(model: Model, path: str | os.PathLike[str], *, half: bool = False) -> None:
+    """Write a model; see `Model.save`."""
+    tensors = {
+        key: (value.half() if half and value.is_floating_point() else value)
+        .detach()
+        .cpu()
+        .contiguous()
+        for key, value in model.network.state_dict().items()
+    }
+    header = Header(
+        format=FORMAT,
+        name=model.name,
+        network=name_of(model.network),
+        config=model.config.model_dump(),
+        classes=model.classes,
+        outputs=model.outputs,
+        border=model.border,
+        normalisation=_NormalisationHeader(**asdict(model.normalisation)),
+        object_diameter=model.object_diameter,
+        pixel_size=model.pixel_size,
+        scan=dict(model.scan),
+        provenance=dict(model.provenance),
+    )
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={_KEY: header.model_dump_json()})
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """Read what a model file says about itself, without its weights.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged or not a napari-fovea model.
+    """
+    with _opened(path) as file:
+        return _header(file.metadata(), Path(path))
+
+
+def load(path: str | os.PathLike[str]) -> Model:
+    """Load a model from a file; see `Model.load`.
+
+    The network's shape is checked against the tensors in the file before any
+    memory is taken for it, so a hostile header cannot ask for the moon.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        header = _header(file.metadata(), path)
+        try:
+            with torch.device("meta"):
+                network = build(header.network, header.config)
+        except FoveaError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        expected = {k: tuple(v.shape) for k, v in network.state_dict().items()}
+        found = {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}  # noqa: SIM118
+        if expected != found:
+            odd = sorted(
+                k for k in expected | found if expected.get(k) != found.get(k)
+            )[0]
+            raise CheckpointError(
+                f"{path}: tensor {odd!r} has shape {found.get(odd)}, its network "
+                f"{header.network!r} expects {expected.get(odd)}; the file does not "
+                "fit its own header: get it again."
+            )
+        tensors = {key: file.get_tensor(key) for key in found}
+    for key, value in tensors.items():
+        if value.is_floating_point():
+            tensors[key] = value.float()
+            if not tensors[key].isfinite().all():
+                raise CheckpointError(
+                    f"{path}: tensor {key!r} holds NaN or infinity; expected finite "
+                    "weights: get the file again or go back to an earlier one."
+                )
+    network.load_state_dict(tensors, assign=True)
+    network.eval().requires_grad_(False)
+    try:
+        return Model(
+            name=header.name,
+            network=network,
+            classes=header.classes,
+            outputs=header.outputs,
+            border=header.border,
+            normalisation=Normalisation(**header.normalisation.model_dump()),
+            object_diameter=header.object_diameter,
+            pixel_size=header.pixel_size,
+            scan=header.scan,
+            provenance=header.provenance,
+        )
+    except FoveaError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _opened(path: str | os.PathLike[str]) -> Any:
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} is no file: check the name of the model file.")
+    with path.open("rb") as stream:
+        start = stream.read(4)
+    if start.startswith(_PICKLES):
+        # A safetensors file may begin with the byte 0x80; its ninth is a brace.
+        with path.open("rb") as stream:
+            if stream.read(9)[8:] != b"{":
+                raise CheckpointError(
+                    f"{path} is a pickle, which can run code when it is opened; "
+                    "expected a napari-fovea model (.safetensors): convert it, or "
+                    "train the model here."
+                )
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is truncated or no safetensors file; expected a napari-fovea "
+            "model: get the file again."
+        ) from error
+
+
+def _header(metadata: Mapping[str, str] | None, path: Path) -> Header:
+    text = (metadata or {}).get(_KEY)
+    if text is None:
+        raise CheckpointError(
+            f"{path} was written by another program; expected a napari-fovea model: "
+            "train one with 'napari-fovea train', or take one from "
+            "'napari-fovea models'."
+        )
+    try:
+        raw = json.loads(text)
+        version = raw["format"]
+        newer = version > FORMAT
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} has a damaged header; expected JSON with a format number: get "
+            "the file again."
+        ) from error
+    if newer:
+        raise CheckpointError(
+            f"{path} has format {version}, this napari-fovea reads up to {FORMAT}: "
+            "update napari-fovea to open it."
+        )
+    try:
+        return Header.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CheckpointError(
+            f"{path} has a damaged header ({'.'.join(map(str, first['loc']))}: "
+            f"{first['msg']}): get the file again."
+        ) from error

@@ -1,0 +1,105 @@
+"""Networks by name, each beside the configuration that rebuilds it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import nn
+
+from napari_fovea.errors import ModelError
+
+
+class NetworkConfig(BaseModel):
+    """What every network is told: how many channels go in, how many classes out."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    channels: int = Field(3, ge=1, le=4, title="Image channels")
+    classes: int = Field(2, ge=2, le=256, title="Classes, background included")
+
+
+Network = TypeVar("Network", bound=type[nn.Module])
+
+_NETWORKS: dict[str, tuple[type[nn.Module], type[NetworkConfig], str]] = {}
+
+
+def register(
+    name: str, config: type[NetworkConfig], *, system: str
+) -> Callable[[Network], Network]:
+    """Make a network buildable by ``name`` from its configuration.
+
+    Parameters
+    ----------
+    name : str
+        Name in checkpoints and on the command line.
+    config : type
+        The configuration's class.
+    system : str
+        Which of the five systems it belongs to, ``"S0"`` to ``"S4"``.
+    """
+
+    def add(network: Network) -> Network:
+        _NETWORKS[name] = (network, config, system)
+        return network
+
+    return add
+
+
+def network_names() -> tuple[str, ...]:
+    """Names that `build` takes."""
+    return tuple(sorted(_NETWORKS))
+
+
+def system_of(name: str) -> str:
+    """System of a registered network, ``"S0"`` to ``"S4"``."""
+    return _entry(name)[2]
+
+
+def name_of(network: nn.Module) -> str:
+    """Name under which a network's class was registered."""
+    for name, (cls, _, _) in _NETWORKS.items():
+        if type(network) is cls:
+            return name
+    raise ModelError(
+        f"{type(network).__name__} is not a registered network; expected one of "
+        f"{', '.join(network_names())}: add @register to its class."
+    )
+
+
+def build(name: str, config: dict[str, Any] | NetworkConfig) -> nn.Module:
+    """Build a network with fresh weights.
+
+    Parameters
+    ----------
+    name : str
+        A registered name.
+    config : dict or NetworkConfig
+        Its settings.
+
+    Raises
+    ------
+    ModelError
+        If the name is unknown or a setting is out of range.
+    """
+    cls, config_cls, _ = _entry(name)
+    if isinstance(config, dict):
+        try:
+            config = config_cls.model_validate(config)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "configuration"
+            raise ModelError(
+                f"Network {name!r} cannot be built: {where}: {first['msg']}."
+            ) from error
+    return cls(config)
+
+
+def _entry(name: str) -> tuple[type[nn.Module], type[NetworkConfig], str]:
+    if name not in _NETWORKS:
+        raise ModelError(
+            f"There is no network {name!r}; expected one of "
+            f"{', '.join(network_names())}."
+        )
+    return _NETWORKS[name]

@@ -1,0 +1,113 @@
+"""S0's network: a VGG that tells the class pmf of every cell of the retina."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from napari_fovea.networks.registry import NetworkConfig, register
+from napari_fovea.retina.grid import RetinaGrid
+
+
+class RetinaConfig(NetworkConfig):
+    """Settings of `RetinaVGG`; the defaults are the paper's."""
+
+    d: int = Field(192, ge=4, le=1024, title="Side of a subarea in pixels")
+    r: int = Field(4, ge=1, le=8, title="Resolution level")
+    width: int = Field(64, ge=1, le=256, title="Channels of the first block")
+    units: int = Field(1024, ge=1, le=8192, title="Units of the two dense layers")
+    norm: bool = Field(False, title="Batch normalisation")
+
+    @model_validator(mode="after")
+    def _legal_grid(self) -> RetinaConfig:
+        _ = self.grid
+        return self
+
+    @property
+    def grid(self) -> RetinaGrid:
+        """The cells whose pmfs the network tells."""
+        return RetinaGrid(self.d, self.r)
+
+
+CONFIGS: dict[str, dict[str, object]] = {
+    "paper": {"d": 192, "r": 4, "width": 64, "units": 1024, "norm": False},
+    "small": {"d": 64, "r": 4, "width": 24, "units": 512, "norm": True},
+}
+"""Named settings: ``paper`` is the publication's, ``small`` runs on a laptop."""
+
+
+@register("retina-vgg", RetinaConfig, system="S0")
+class RetinaVGG(nn.Module):
+    """VGG-16 with ten convolutions, two dense layers and N × K outputs.
+
+    Parameters
+    ----------
+    config : RetinaConfig
+        Settings.
+    """
+
+    def __init__(self, config: RetinaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.grid = config.grid
+        layers: list[nn.Module] = []
+        channels, side = config.channels, config.d
+        for block, depth in enumerate((2, 2, 3, 3)):
+            for _ in range(depth):
+                layers += _convolution(channels, config.width << block, config.norm)
+                channels = config.width << block
+            layers.append(nn.MaxPool2d(2, ceil_mode=True))
+            side = -(-side // 2)
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(channels * side**2, config.units),
+            nn.ReLU(inplace=True),
+            nn.Linear(config.units, config.units),
+            nn.ReLU(inplace=True),
+            nn.Linear(config.units, self.grid.n_cells * config.classes),
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        # Start from pmfs that are nearly uniform rather than nearly certain.
+        nn.init.normal_(self.head[-1].weight, std=0.01)  # type: ignore[arg-type]
+
+    def forward(self, crops: torch.Tensor) -> torch.Tensor:
+        """Logits (B, N, K) of the cells of crops (B, C, d, d)."""
+        x = self.features(crops)  # (B, 8·width, d/16, d/16)
+        x = self.head(x)  # (B, N·K)
+        return x.unflatten(1, (self.grid.n_cells, self.config.classes))
+
+    def folded(self) -> RetinaVGG:
+        """The same function without batch normalisation, for inference.
+
+        Each normalisation becomes part of the convolution before it, which
+        changes the outputs by rounding only and saves a pass over every feature.
+        """
+        if not self.config.norm:
+            return self
+        plain = RetinaVGG(self.config.model_copy(update={"norm": False}))
+        plain.to(next(self.parameters()).device)
+        layers = list(self.features)
+        pairs = [
+            fuse_conv_bn_eval(layers[i], layers[i + 1])
+            for i in range(len(layers))
+            if isinstance(layers[i], nn.Conv2d)
+        ]
+        targets = [m for m in plain.features if isinstance(m, nn.Conv2d)]
+        for target, fused in zip(targets, pairs, strict=True):
+            target.load_state_dict(fused.state_dict())
+        plain.head.load_state_dict(self.head.state_dict())
+        return plain.eval().requires_grad_(False)
+
+
+def _convolution(channels: int, width: int, norm: bool) -> list[nn.Module]:
+    convolution = nn.Conv2d(channels, width, 3, padding=1, bias=not norm)
+    if norm:
+        return [convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+    return [convolution, nn.ReLU(inplace=True)]

@@ -1,0 +1,125 @@
+"""From the pmfs of many overlapping subareas to one map of the image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from napari_fovea.retina.grid import RetinaGrid
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """How much each cell's vote counts: ``area ** -power``, up to a constant.
+
+    Attributes
+    ----------
+    power : float
+        0 averages the pmfs of all cells over a pixel, as the paper does. Larger
+        values let small cells outvote large ones.
+    """
+
+    power: float = 0.0
+
+    def weights(self, grid: RetinaGrid) -> torch.Tensor:
+        """Weight of each cell, shape (N,), in (0, 1]; the smallest cells have 1."""
+        areas = torch.from_numpy(grid.areas).to(torch.float32)
+        return (grid.finest**2 / areas) ** self.power
+
+
+FUSIONS = {"mean": Fusion(power=0.0), "precision": Fusion(power=2.0)}
+"""Fusions by name: ``mean`` is the paper's, ``precision`` weighs by 1/area²."""
+
+
+class VoteMap:
+    """Running, weighted class votes of every pixel of a canvas.
+
+    Painting is one scatter per plane for a whole batch of subareas, whatever
+    the number of cells, on any device.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Height and width of the canvas in pixels.
+    grid : RetinaGrid
+        Cells of a subarea.
+    classes : int
+        Number of classes K.
+    fusion : Fusion
+        Weights of the cells.
+    device : torch.device
+        Where the map lives.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        *,
+        grid: RetinaGrid,
+        classes: int,
+        fusion: Fusion,
+        device: torch.device,
+    ) -> None:
+        self.shape = shape
+        height, width = shape
+        # Flat planes: a one-dimensional index_add_ is the fast one.
+        self._votes = torch.zeros(classes, height * width, device=device)
+        self._overlap = torch.zeros(height * width, device=device)
+        self._acuity = torch.zeros(height * width, device=device)
+        self._weights = fusion.weights(grid).to(device)
+        self._cell_index = torch.from_numpy(grid.cell_index).flatten().to(device)
+        sharpness = Fusion(power=2.0).weights(grid).to(device)
+        self._sharpness = sharpness[self._cell_index]
+        rows = torch.arange(grid.d, device=device)
+        self._offsets = (rows[:, None] * width + rows).flatten()
+
+    def paint(self, corners: torch.Tensor, pmfs: torch.Tensor) -> None:
+        """Add a batch of subareas.
+
+        Parameters
+        ----------
+        corners : Tensor of int64, shape (B, 2)
+            Top-left corners on the canvas; every subarea lies inside it.
+        pmfs : Tensor, shape (B, N, K)
+            Class pmfs of the cells.
+        """
+        starts = corners[:, 0] * self.shape[1] + corners[:, 1]
+        pixels = (starts[:, None] + self._offsets).flatten()
+        weighted = (pmfs * self._weights[:, None]).permute(2, 0, 1)  # (K, B, N)
+        for plane, votes in zip(self._votes, weighted, strict=True):
+            plane.index_add_(0, pixels, votes[:, self._cell_index].flatten())
+        one = torch.ones((), device=pixels.device).expand(len(pixels))
+        self._overlap.index_add_(0, pixels, one)
+        self._acuity.index_add_(0, pixels, self._sharpness.repeat(len(corners)))
+
+    @property
+    def votes(self) -> torch.Tensor:
+        """Weighted votes, shape (K, H, W); a live view."""
+        return self._votes.view(-1, *self.shape)
+
+    @property
+    def overlap(self) -> torch.Tensor:
+        """How many subareas covered each pixel, shape (H, W); a live view."""
+        return self._overlap.view(self.shape)
+
+    @property
+    def acuity(self) -> torch.Tensor:
+        """How sharply each pixel was seen, shape (H, W); a live view.
+
+        Sum over looks of (finest area / cell area)²: 1 is one look by a cell
+        of the finest side.
+        """
+        return self._acuity.view(self.shape)
+
+
+def probabilities(votes: torch.Tensor) -> torch.Tensor:
+    """Normalise votes (K, …) to class probabilities; uniform where none fell."""
+    total = votes.sum(0)
+    uniform = torch.full_like(votes[:1], 1 / votes.shape[0])
+    return torch.where(total > 0, votes / total.clamp(min=1e-30), uniform)
+
+
+def entropy(probability: torch.Tensor) -> torch.Tensor:
+    """Entropy in nats over the first axis of class probabilities (K, …)."""
+    return -torch.special.xlogy(probability, probability).sum(0)

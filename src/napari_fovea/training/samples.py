@@ -1,0 +1,217 @@
+"""Images and labels to train on, from arrays or from folders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+from skimage.segmentation import find_boundaries
+
+from napari_fovea.errors import TrainingError
+from napari_fovea.files import IMAGE_SUFFIXES, read_image
+from napari_fovea.images import Normalisation, read_planes, to_tensor
+from napari_fovea.retina.grid import IGNORE
+
+BORDER_REACH = 2
+"""Pixels of an object this near to another one are border."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image to learn from.
+
+    Attributes
+    ----------
+    name : str
+        For messages.
+    image : Tensor of float32, shape (C, H, W)
+        Normalised.
+    classes : Tensor of uint8, shape (H, W)
+        Network output that each pixel should give; 255 counts for nothing.
+    instances : ndarray or None, shape (H, W)
+        The objects, where the labels told them apart.
+    """
+
+    name: str
+    image: torch.Tensor
+    classes: torch.Tensor
+    instances: NDArray[np.integer] | None
+
+
+def interior_and_border(
+    instances: NDArray[np.integer], *, reach: int = BORDER_REACH
+) -> NDArray[np.uint8]:
+    """Classes that keep touching objects apart.
+
+    Parameters
+    ----------
+    instances : ndarray of int, shape (H, W)
+        0 is background, every other value one object.
+    reach : int
+        A pixel of an object is border if another object lies this near, in
+        pixels (along rows and columns).
+
+    Returns
+    -------
+    ndarray of uint8, shape (H, W)
+        0 background, 1 interior, 2 border.
+    """
+    size = 2 * reach + 1
+    inside = instances > 0
+    highest = ndimage.maximum_filter(instances, size)
+    nothing = np.iinfo(instances.dtype).max
+    lowest = ndimage.minimum_filter(np.where(inside, instances, nothing), size)
+    crowded = (highest != instances) | (lowest != instances)
+    return np.where(inside, 1 + crowded, 0).astype(np.uint8)
+
+
+def make_sample(
+    image: ArrayLike,
+    labels: ArrayLike,
+    *,
+    name: str = "image",
+    channels: int,
+    outputs: int,
+    from_instances: bool = True,
+    ignore: int | None = None,
+    normalisation: Normalisation | None = None,
+) -> Sample:
+    """Check a pair of image and labels and prepare it for training.
+
+    Parameters
+    ----------
+    image : array_like, shape (H, W) or (H, W, C)
+        Any numeric type.
+    labels : array_like of int, shape (H, W)
+        Objects (0 = background) or classes.
+    name : str
+        For messages.
+    channels : int
+        Channels the network takes.
+    outputs : int
+        Outputs of the network. With ``from_instances``, 2 is background and
+        foreground, 3 is background, interior and border.
+    from_instances : bool
+        Whether labels number objects rather than classes.
+    ignore : int, optional
+        Label that counts for nothing.
+    normalisation : Normalisation, optional
+        How to scale intensities.
+
+    Raises
+    ------
+    TrainingError
+        If the shapes differ, or labels are no integers or out of range.
+    """
+    planes = read_planes(image)
+    truth = np.asarray(labels)
+    if len(planes) != 1 or truth.shape != planes.shape:
+        raise TrainingError(
+            f"{name}: labels have shape {truth.shape}, the image "
+            f"{np.asarray(image).shape}; expected one plane and labels of its height "
+            "and width."
+        )
+    if truth.dtype.kind not in "bui":
+        raise TrainingError(
+            f"{name}: labels have type {truth.dtype}; expected integers, one per "
+            "object or class: save them as integer PNG or TIFF."
+        )
+    truth = truth.astype(np.int64)
+    void = truth == ignore if ignore is not None else np.zeros(truth.shape, bool)
+    instances = None
+    if from_instances:
+        instances = np.where(void, 0, truth)
+        classes = (
+            interior_and_border(instances)
+            if outputs == 3
+            else (instances > 0).astype(np.uint8)
+        )
+    else:
+        known = truth[~void]
+        if known.size and not 0 <= known.min() <= known.max() < outputs:
+            raise TrainingError(
+                f"{name}: labels run from {known.min()} to {known.max()}; expected "
+                f"classes 0 to {outputs - 1}: name more classes, or relabel."
+            )
+        classes = np.where(void, 0, truth).astype(np.uint8)
+    classes[void] = IGNORE % 256
+    limits = (normalisation or Normalisation()).limits(planes)
+    tensor = to_tensor(planes.data[0], limits=limits, channels=channels)
+    return Sample(name, tensor, torch.from_numpy(classes), instances)
+
+
+def pair_files(images: Path, labels: Path) -> list[tuple[Path, Path]]:
+    """Images of a folder and the labels of the same stem, sorted by name.
+
+    Raises
+    ------
+    TrainingError
+        If a folder is missing or empty, or an image has no labels.
+    """
+    for folder in (images, labels):
+        if not folder.is_dir():
+            raise TrainingError(f"{folder} is no folder: give one that holds files.")
+    found = {p.stem: p for p in sorted(labels.iterdir()) if _readable(p)}
+    pairs = []
+    for path in sorted(p for p in images.iterdir() if _readable(p)):
+        if path.stem not in found:
+            raise TrainingError(
+                f"{path.name} has no labels in {labels}; expected a PNG or TIFF of "
+                "the same stem: add it, or take the image away."
+            )
+        pairs.append((path, found[path.stem]))
+    if not pairs:
+        raise TrainingError(
+            f"{images} holds no images; expected files ending in "
+            f"{', '.join(IMAGE_SUFFIXES)}."
+        )
+    return pairs
+
+
+def read_folder(
+    images: Path,
+    labels: Path,
+    *,
+    channels: int,
+    outputs: int,
+    from_instances: bool = True,
+    ignore: int | None = None,
+) -> list[Sample]:
+    """Read every image of a folder with its labels; see `make_sample`."""
+    return [
+        make_sample(
+            read_image(image),
+            read_image(truth),
+            name=image.name,
+            channels=channels,
+            outputs=outputs,
+            from_instances=from_instances,
+            ignore=ignore,
+        )
+        for image, truth in pair_files(images, labels)
+    ]
+
+
+def median_diameter(samples: list[Sample]) -> float | None:
+    """Median over objects of the diameter of a disc of their area, in pixels."""
+    areas = [
+        np.bincount(s.instances.ravel())[1:] for s in samples if s.instances is not None
+    ]
+    sizes = np.concatenate(areas) if areas else np.zeros(0)
+    sizes = sizes[sizes > 0]
+    return float(2 * np.sqrt(np.median(sizes) / np.pi)) if len(sizes) else None
+
+
+def boundary_places(sample: Sample) -> NDArray[np.int64]:
+    """Pixels on boundaries between classes, (n, 2): where a scan is uncertain."""
+    classes = sample.classes.numpy()
+    places = np.argwhere(find_boundaries(classes, mode="thick"))
+    return places if len(places) else np.argwhere(classes != IGNORE % 256)
+
+
+def _readable(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
