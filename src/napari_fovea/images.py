@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
 from torch.nn import functional
 
 from napari_fovea.errors import ImageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import ArrayLike, NDArray
 
 AXES = "TZYXC"
 """Letters of image axes: time, depth, rows, columns, channels."""
@@ -40,15 +44,16 @@ class Planes:
     @property
     def shape(self) -> tuple[int, int]:
         """Height and width in pixels."""
-        return self.data.shape[1], self.data.shape[2]
+        height, width = self.data.shape[1:3]
+        return int(height), int(width)
 
     @property
     def channels(self) -> int:
         """Number of channels."""
-        return self.data.shape[3]
+        return int(self.data.shape[3])
 
     def __len__(self) -> int:
-        return self.data.shape[0]
+        return len(self.data)
 
     def __iter__(self) -> Iterator[NDArray[np.generic]]:
         return iter(self.data)
@@ -228,6 +233,7 @@ def to_tensor(
         )
     low, high = limits
     values = plane.transpose(2, 0, 1)
+    scaled: NDArray[np.floating]
     if values.dtype.itemsize > 2:
         # Subtract before rounding, or large offsets would swallow the signal.
         scaled = (values.astype(np.float64) - low) / (high - low)

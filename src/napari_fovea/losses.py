@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def cell_cross_entropy(
     logits: torch.Tensor, pmfs: torch.Tensor, *, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Cross-entropy between the cells' target pmfs and the predicted ones.
+    r"""Cross-entropy between the cells' target pmfs and the predicted ones.
 
-    .. math:: L = -\\sum_n \\sum_i \\sum_k p_{k,n}^{(i)} \\log y_{k,n}^{(i)}
+    .. math:: L = -\sum_n \sum_i \sum_k p_{k,n}^{(i)} \log y_{k,n}^{(i)}
 
     Equation (1) of the first paper, divided by the number of cells that count,
     so that its size does not depend on batch and grid.

@@ -9,7 +9,7 @@ from napari_fovea.inference.result import (
     Segmentation,
     Separating,
 )
-from napari_fovea.inference.segment import complete, segment
+from napari_fovea.inference.segmenting import complete, segment
 
 __all__ = [
     "AttentionMap",

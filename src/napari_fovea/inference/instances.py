@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.feature import peak_local_max
 from skimage.measure import label
 from skimage.segmentation import relabel_sequential, watershed
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def separate(
@@ -47,7 +51,7 @@ def separate(
     """
     if not labels.any():
         return np.zeros(labels.shape, dtype=np.int32)
-    parts = label(labels, connectivity=1).astype(np.int32)
+    parts: NDArray[np.int32] = label(labels, connectivity=1).astype(np.int32)
     if diameter is None:
         return parts
     inside = labels > 0
@@ -73,4 +77,4 @@ def separate(
     small = areas < least_area * np.pi * (diameter / 2) ** 2
     small[0] = False
     objects[small[objects]] = 0
-    return relabel_sequential(objects)[0].astype(np.int32)
+    return np.asarray(relabel_sequential(objects)[0], dtype=np.int32)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
-from napari_fovea.retina import FocusPath
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from napari_fovea.retina import FocusPath
 
 
 @dataclass(frozen=True)

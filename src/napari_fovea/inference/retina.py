@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING
 
 import torch
 
-from napari_fovea.models import Model
 from napari_fovea.networks import RetinaConfig, RetinaVGG
 from napari_fovea.retina import (
     FUSIONS,
@@ -20,6 +19,11 @@ from napari_fovea.retina import (
     probabilities,
     scan,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from napari_fovea.models import Model
 
 BUDGET_PER_PIXEL = 400 / 256**2
 """Fixations per pixel that a scan makes at most unless it is told otherwise."""
@@ -74,7 +78,7 @@ def scanning(
 def inference_network(
     model: Model, device: torch.device
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The network in the form and memory layout it is fastest in.
+    """Put the network in the form and memory layout it is fastest in.
 
     Parameters
     ----------

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 from skimage.segmentation import relabel_sequential
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
 
 DSB_THRESHOLDS = tuple(np.arange(10, 20) * 0.05)
 """IoU thresholds 0.50, 0.55, …, 0.95."""

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,6 +17,10 @@ from napari_fovea.files import replacing
 from napari_fovea.images import Normalisation
 from napari_fovea.models.model import Model
 from napari_fovea.networks import build, name_of
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
 
 FORMAT = 1
 """Version of the header that this program writes; it reads this and older ones."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from napari_fovea.errors import ModelError
 from napari_fovea.images import Normalisation
 from napari_fovea.networks import NetworkConfig, name_of, system_of
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+    import torch
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Model:
         return total
 
     def to(self, device: torch.device | str) -> Model:
-        """The same model on another device; the network moves, it is not copied."""
+        """Move the network to another device; it is not copied."""
         return replace(self, network=self.network.to(device))
 
     @classmethod

@@ -6,12 +6,15 @@ import os
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from napari_fovea.errors import ModelError
 from napari_fovea.models.checkpoint import Header, read_header
 from napari_fovea.models.checkpoint import load as load_file
-from napari_fovea.models.model import Model
 from napari_fovea.networks import system_of
+
+if TYPE_CHECKING:
+    from napari_fovea.models.model import Model
 
 DEFAULT = "retina-nuclei"
 """The model to start with."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 from napari_fovea.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class NetworkConfig(BaseModel):

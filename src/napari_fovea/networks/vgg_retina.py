@@ -81,10 +81,11 @@ class RetinaVGG(nn.Module):
         """Logits (B, N, K) of the cells of crops (B, C, d, d)."""
         x = self.features(crops)  # (B, 8·width, d/16, d/16)
         x = self.head(x)  # (B, N·K)
-        return x.unflatten(1, (self.grid.n_cells, self.config.classes))
+        logits: torch.Tensor = x.unflatten(1, (self.grid.n_cells, self.config.classes))
+        return logits
 
     def folded(self) -> RetinaVGG:
-        """The same function without batch normalisation, for inference.
+        """Return the same function without batch normalisation, for inference.
 
         Each normalisation becomes part of the convolution before it, which
         changes the outputs by rounding only and saves a pass over every feature.
@@ -93,15 +94,11 @@ class RetinaVGG(nn.Module):
             return self
         plain = RetinaVGG(self.config.model_copy(update={"norm": False}))
         plain.to(next(self.parameters()).device)
-        layers = list(self.features)
-        pairs = [
-            fuse_conv_bn_eval(layers[i], layers[i + 1])
-            for i in range(len(layers))
-            if isinstance(layers[i], nn.Conv2d)
-        ]
+        convolutions = [m for m in self.features if isinstance(m, nn.Conv2d)]
+        norms = [m for m in self.features if isinstance(m, nn.BatchNorm2d)]
         targets = [m for m in plain.features if isinstance(m, nn.Conv2d)]
-        for target, fused in zip(targets, pairs, strict=True):
-            target.load_state_dict(fused.state_dict())
+        for target, layer, norm in zip(targets, convolutions, norms, strict=True):
+            target.load_state_dict(fuse_conv_bn_eval(layer, norm).state_dict())
         plain.head.load_state_dict(self.head.state_dict())
         return plain.eval().requires_grad_(False)
 

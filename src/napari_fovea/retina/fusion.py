@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
-from napari_fovea.retina.grid import RetinaGrid
+if TYPE_CHECKING:
+    from napari_fovea.retina.grid import RetinaGrid
 
 
 @dataclass(frozen=True)
@@ -122,4 +124,5 @@ def probabilities(votes: torch.Tensor) -> torch.Tensor:
 
 def entropy(probability: torch.Tensor) -> torch.Tensor:
     """Entropy in nats over the first axis of class probabilities (K, …)."""
-    return -torch.special.xlogy(probability, probability).sum(0)
+    surprise: torch.Tensor = torch.special.xlogy(probability, probability)
+    return -surprise.sum(0)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from napari_fovea.errors import FoveaError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 IGNORE = -1
 """Label value of pixels that count for nothing (ambiguous or unpainted)."""
@@ -61,7 +64,7 @@ class RetinaGrid:
     @property
     def finest(self) -> int:
         """Side of the smallest cells in pixels, ``d / 2**(r + 1)``."""
-        return self.d // 2 ** (self.r + 1)
+        return self.d >> (self.r + 1)
 
     @property
     def fovea(self) -> int:
@@ -160,13 +163,14 @@ def cell_pmfs(
 
 def cell_entropies(pmfs: torch.Tensor) -> torch.Tensor:
     """Entropy of each cell's pmf in nats, shape (..., N) for pmfs (..., N, K)."""
-    return -torch.special.xlogy(pmfs, pmfs).sum(-1)
+    surprise: torch.Tensor = torch.special.xlogy(pmfs, pmfs)
+    return -surprise.sum(-1)
 
 
 def uncertainty(pmfs: torch.Tensor) -> torch.Tensor:
-    """Mean entropy of the cells, equation (2).
+    r"""Mean entropy of the cells, equation (2).
 
-    .. math:: H(S) = -\\frac{1}{N} \\sum_{i \\in S} \\sum_k p_k^{(i)} \\log p_k^{(i)}
+    .. math:: H(S) = -\frac{1}{N} \sum_{i \in S} \sum_k p_k^{(i)} \log p_k^{(i)}
 
     Parameters
     ----------

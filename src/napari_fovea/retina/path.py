@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from napari_fovea.errors import FoveaError
-from napari_fovea.retina.grid import RetinaGrid
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from napari_fovea.retina.grid import RetinaGrid
+
+_NO_PLANES = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -38,20 +44,20 @@ class FocusPath:
     steps: NDArray[np.int64]
     grid: RetinaGrid
     scale: tuple[float, float] = (1.0, 1.0)
-    planes: NDArray[np.int64] | None = None
+    planes: NDArray[np.int64] = field(default_factory=lambda: _NO_PLANES)
 
     def __post_init__(self) -> None:
         n = len(self.corners)
-        if self.planes is None:
+        if self.planes is _NO_PLANES:
             object.__setattr__(self, "planes", np.zeros(n, dtype=np.int64))
         fields = (self.corners, self.entropies, self.steps, self.planes)
-        if self.corners.shape != (n, 2) or any(len(f) != n for f in fields):  # type: ignore[arg-type]
+        if self.corners.shape != (n, 2) or any(len(f) != n for f in fields):
             raise FoveaError(
                 "A focus path needs as many entropies, steps and planes as corners, "
                 f"and corners of shape (n, 2); corners have {self.corners.shape}."
             )
         for array in fields:
-            array.flags.writeable = False  # type: ignore[union-attr]
+            array.flags.writeable = False
 
     def __len__(self) -> int:
         return len(self.corners)
@@ -63,10 +69,10 @@ class FocusPath:
         Pixel centres have integer coordinates, as in napari.
         """
         middle = self.corners + self.grid.d / 2
-        return middle * np.asarray(self.scale) - 0.5
+        return np.asarray(middle * np.asarray(self.scale) - 0.5)
 
     def cells(self, step: int) -> NDArray[np.float64]:
         """Cells of one fixation as (N, 4) top, left, bottom, right in image pixels."""
         top, left = self.corners[step]
         boxes = self.grid.cells + np.array([top, left, top, left])
-        return boxes * np.asarray(self.scale * 2) - 0.5
+        return np.asarray(boxes * np.asarray(self.scale * 2) - 0.5)

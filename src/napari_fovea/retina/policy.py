@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch.nn import functional
 
 from napari_fovea.retina.fusion import VoteMap, entropy, probabilities
-from napari_fovea.retina.grid import RetinaGrid
 
+if TYPE_CHECKING:
+    from napari_fovea.retina.grid import RetinaGrid
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +37,9 @@ Fixations = Generator[Round, torch.Tensor, None]
 
 
 def step_size(entropies: torch.Tensor, d: int, *, sigma: float = 0.4) -> torch.Tensor:
-    """Horizontal step after a fixation, equation (3).
+    r"""Horizontal step after a fixation, equation (3).
 
-    .. math:: f(H(S)) = d \\, \\exp(-H(S)^2 / 2\\sigma^2)
+    .. math:: f(H(S)) = d \, \exp(-H(S)^2 / 2\sigma^2)
 
     Parameters
     ----------
@@ -157,7 +158,7 @@ class Seek:
             best = gain[picks[:, 0], picks[:, 1]].argsort(descending=True)
             chosen = picks[best[:per_round]]
             # Neighbours in space stay neighbours in time: the path is legible.
-            chosen = chosen[_serpentine(chosen, band=4 * 4)]
+            chosen = chosen[_tour(chosen)]
             worthy = int((gain > self.threshold).sum()) // 16
             corners = (origin + chosen * grid.finest).clamp_(min=0)
             yield Round(corners, max(worthy, len(corners)))
@@ -165,7 +166,7 @@ class Seek:
     def gain(
         self, canvas: VoteMap, *, grid: RetinaGrid, inner: tuple[slice, slice]
     ) -> torch.Tensor:
-        """What a fovea at each place would see sharply for the first time.
+        """Tell what a fovea at each place would see sharply for the first time.
 
         Returns
         -------
@@ -222,9 +223,19 @@ def _separate_maxima(
     return (highest(peak * key) & peak).nonzero()
 
 
-def _serpentine(places: torch.Tensor, *, band: int) -> torch.Tensor:
-    """Order that sweeps bands of rows, alternately left to right and back."""
-    row = places[:, 0] // band
-    width = int(places[:, 1].max()) + 1
-    column = torch.where(row % 2 == 0, places[:, 1], width - 1 - places[:, 1])
-    return (row * width + column).argsort()
+def _tour(places: torch.Tensor) -> torch.Tensor:
+    """Order along a Hilbert curve, in which neighbours in time are near in space."""
+    rest = places.clone()
+    side = 1 << max(1, int(places.max()).bit_length())
+    distance = torch.zeros_like(rest[:, 0])
+    y, x = rest.unbind(1)
+    half = side // 2
+    while half:
+        below, beside = (y & half) > 0, (x & half) > 0
+        distance += half * half * (3 * beside.long() ^ below.long())
+        # Turn the quadrant so that the curve inside it runs from its entry on.
+        flip = beside & ~below
+        y, x = torch.where(flip, side - 1 - y, y), torch.where(flip, side - 1 - x, x)
+        y, x = torch.where(below, y, x), torch.where(below, x, y)
+        half //= 2
+    return distance.argsort()

@@ -172,7 +172,7 @@ def scan(
     while not stop:
         expected = min(done + proposed.remaining, most)
         entropies = []
-        for part in proposed.corners[: most - done].split(batch_size):
+        for part in torch.split(proposed.corners[: most - done], batch_size):
             pmfs = look(part - origin)
             canvas.paint(part, pmfs)
             entropies.append(uncertainty(pmfs))
@@ -234,7 +234,8 @@ class CropLook:
         grid: RetinaGrid,
         margin: int,
     ) -> None:
-        frame = Frame.around(tuple(image.shape[-2:]), grid=grid, margin=margin)
+        shape = (image.shape[-2], image.shape[-1])
+        frame = Frame.around(shape, grid=grid, margin=margin)
         padded = _reflect(image, frame)
         # A view of every subarea; indexing it copies just the chosen ones.
         self._subareas = padded.unfold(1, grid.d, 1).unfold(2, grid.d, 1)

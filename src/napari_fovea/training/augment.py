@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from napari_fovea.training.samples import Sample
+if TYPE_CHECKING:
+    from napari_fovea.training.samples import Sample
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,9 @@ def vary_light(
     # Gray images stay gray: stains and lamps tint only what has colour.
     coloured = (x - x.mean(1, keepdim=True)).abs().amax((1, 2, 3), keepdim=True) > 0.02
     amount = augmentation.colour * coloured
-    x = x * (1 + amount * uniform(-1, 1, b, c, 1, 1)) + amount * uniform(-1, 1, b, c, 1, 1)
+    x = x * (1 + amount * uniform(-1, 1, b, c, 1, 1)) + amount * uniform(
+        -1, 1, b, c, 1, 1
+    )
     x = torch.where(chance(augmentation.invert), 1 - x, x)
     soft = chance(0.3).flatten()
     if augmentation.blur and soft.any():
@@ -156,6 +160,4 @@ def _blur(images: torch.Tensor, sigma: float) -> torch.Tensor:
     kernel = (kernel / kernel.sum()).expand(images.shape[1], 1, 1, -1)
     padded = functional.pad(images, (reach,) * 4, mode="replicate")
     rows = functional.conv2d(padded, kernel, groups=images.shape[1])
-    return functional.conv2d(
-        rows, kernel.transpose(2, 3), groups=images.shape[1]
-    )
+    return functional.conv2d(rows, kernel.transpose(2, 3), groups=images.shape[1])

@@ -6,10 +6,8 @@ import copy
 import itertools
 import math
 import time
-from collections.abc import Generator
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,9 +15,14 @@ from torch import nn
 from napari_fovea.device import exact_training, pick
 from napari_fovea.errors import TrainingError
 from napari_fovea.files import replacing
-from napari_fovea.models import Model
-from napari_fovea.training.recipes import Recipe
-from napari_fovea.training.retina import RetinaTask
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from pathlib import Path
+
+    from napari_fovea.models import Model
+    from napari_fovea.training.recipes import Recipe
+    from napari_fovea.training.retina import RetinaTask
 
 _WARM_UP = 0.03  # share of the steps over which the learning rate rises
 
@@ -139,7 +142,7 @@ def fit(
                         " lower the learning rate and go on."
                     )
                 optimiser.zero_grad(set_to_none=True)
-                loss.backward()
+                torch.autograd.backward(loss)
                 nn.utils.clip_grad_norm_(network.parameters(), 1.0)
                 optimiser.step()
                 _follow(average, network, recipe.averaging, epoch * steps + i)

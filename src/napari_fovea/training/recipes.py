@@ -38,6 +38,8 @@ class Recipe:
         Training images scanned before each epoch to find where it is uncertain.
     validate_every : int
         Epochs between scans of the validation images.
+    validate_images : int
+        Most validation images that are scanned, evenly spread over them.
     augmentation : Augmentation
         Random changes.
     """
@@ -53,6 +55,7 @@ class Recipe:
     boundary: float = 0.0
     rescan: int = 0
     validate_every: int = 1
+    validate_images: int = 32
     augmentation: Augmentation = field(default_factory=Augmentation)
 
 
@@ -86,8 +89,8 @@ RECIPES: dict[str, Recipe] = {
         averaging=0.999,
         uncertain=0.45,
         boundary=0.25,
-        rescan=24,
-        validate_every=5,
+        rescan=12,
+        validate_every=10,
     ),
 }
 """Recipes by name."""

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from napari_fovea.inference.retina import map_of, scan_tensor
 from napari_fovea.losses import cell_cross_entropy
 from napari_fovea.metrics import dice
-from napari_fovea.models import Model
 from napari_fovea.networks import RetinaConfig
 from napari_fovea.retina import IGNORE, Seek, cell_pmfs
 from napari_fovea.training.augment import sample_view, vary_light
-from napari_fovea.training.recipes import Recipe
 from napari_fovea.training.samples import Sample, boundary_places
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from napari_fovea.models import Model
+    from napari_fovea.training.recipes import Recipe
 
 _KEPT = 400  # places remembered per image
 
@@ -54,7 +59,8 @@ class RetinaTask:
         self.model = model
         self.grid = config.grid
         self.samples = samples
-        self.validation = validation
+        every = max(1, -(-len(validation) // recipe.validate_images))
+        self.validation = validation[::every]
         self.recipe = recipe
         self.seed = seed
         self.boundaries = [boundary_places(s) for s in samples]
@@ -127,7 +133,7 @@ class RetinaTask:
         return float(np.mean(scores))
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What a resumed run must remember."""
+        """Return what a resumed run must remember."""
         return {str(i): torch.from_numpy(p.copy()) for i, p in self.uncertain.items()}
 
     def restore(self, state: dict[str, torch.Tensor]) -> None:

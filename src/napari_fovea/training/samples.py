@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 from skimage.segmentation import find_boundaries
 
@@ -15,6 +14,11 @@ from napari_fovea.errors import TrainingError
 from napari_fovea.files import IMAGE_SUFFIXES, read_image
 from napari_fovea.images import Normalisation, read_planes, to_tensor
 from napari_fovea.retina.grid import IGNORE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import ArrayLike, NDArray
 
 BORDER_REACH = 2
 """Pixels of an object this near to another one are border."""

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import datetime
 import math
-import os
 import platform
 import time
-from collections.abc import Callable, Generator
 from dataclasses import replace
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
 
 from napari_fovea import device as devices
 from napari_fovea.errors import ImageError, ModelError
@@ -43,6 +40,12 @@ from napari_fovea.retina import (
     probabilities,
     step_size,
 )
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Generator
+
+    from numpy.typing import ArrayLike, NDArray
 
 _MOST_RESIZING = 16
 
@@ -141,9 +144,7 @@ def segment(
     for index, plane in enumerate(planes):
         if plane.min() == plane.max():
             continue  # an empty plane of a stack is all background
-        pixels = to_tensor(
-            plane, limits=limits, channels=model.channels, device=where
-        )
+        pixels = to_tensor(plane, limits=limits, channels=model.channels, device=where)
         run = scanning(
             model,
             resize(pixels, shape),
@@ -167,9 +168,7 @@ def segment(
                     planes=np.full(len(looked.corners), index),
                 )
                 share = min(1.0, looked.done / looked.expected)
-                yield Fixated(
-                    index, part, looked.done, (index + share) / len(planes)
-                )
+                yield Fixated(index, part, looked.done, (index + share) / len(planes))
                 now = time.perf_counter()
                 if preview_every is not None and now - last >= preview_every:
                     yield _preview(model, looked.votes, looked.overlap, index, planes)
@@ -221,9 +220,7 @@ def complete(run: Generator[Any, None, Any]) -> Any:
 class _Store:
     """Collects the planes of a result at the image's own size."""
 
-    def __init__(
-        self, planes: Planes, *, classes: int, shape: tuple[int, int]
-    ) -> None:
+    def __init__(self, planes: Planes, *, classes: int, shape: tuple[int, int]) -> None:
         n, (height, width) = len(planes), planes.shape
         self._lead = planes.lead
         self._labels = np.zeros((n, height, width), dtype=np.uint8)

@@ -1,0 +1,1 @@
+"""Dock widgets: the only part that knows Qt and napari."""

@@ -1,0 +1,213 @@
+"""From layers to arrays, and from results to layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from napari_fovea.errors import ImageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from napari.layers import Image, Layer
+    from numpy.typing import NDArray
+
+KEY = "napari-fovea"
+"""Where, in a layer's metadata, the plugin keeps what it knows."""
+
+WHOLE, PLANE, VIEW = "Whole image", "Current plane", "In view"
+"""Regions of a layer that can be segmented."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """A part of an image layer, as an array.
+
+    Attributes
+    ----------
+    array : object
+        What the layer holds there: numpy or lazy. Spatial axes last, then
+        channels where ``rgb``.
+    rgb : bool
+        Whether the last axis holds channels.
+    offset : tuple of float
+        Index in the layer's data of the array's first pixel, all axes.
+    dropped : int
+        Leading axes of the layer that the array lacks (a single plane).
+    """
+
+    array: Any
+    rgb: bool
+    offset: tuple[float, ...]
+    dropped: int
+
+
+def region_of(layer: Image, dims: Any, region: str) -> Region:
+    """Take a part of a layer.
+
+    Parameters
+    ----------
+    layer : napari.layers.Image
+        The layer.
+    dims : napari.components.Dims
+        The viewer's sliders.
+    region : str
+        `WHOLE`, `PLANE` or `VIEW`.
+
+    Raises
+    ------
+    ImageError
+        If nothing of the layer is in view.
+    """
+    data = layer.data[0] if layer.multiscale else layer.data
+    if region == WHOLE or layer.ndim < 2:
+        return Region(data, layer.rgb, (0.0,) * layer.ndim, 0)
+    lead = layer.ndim - 2
+    point = layer.world_to_data(dims.point)
+    index = tuple(
+        int(np.clip(round(float(p)), 0, n - 1))
+        for p, n in zip(point[-layer.ndim :][:lead], data.shape, strict=False)
+    )
+    start, stop = (0, 0), data.shape[lead : lead + 2]
+    if region == VIEW:
+        start, stop = _in_view(layer, stop)
+    rows, columns = (slice(a, b) for a, b in zip(start, stop, strict=True))
+    return Region(
+        data[(*index, rows, columns)],
+        layer.rgb,
+        (*map(float, index), *map(float, start)),
+        lead,
+    )
+
+
+def _in_view(
+    layer: Image, shape: tuple[int, ...]
+) -> tuple[tuple[int, int], tuple[int, ...]]:
+    # Corner pixels are those of the level that is shown.
+    factors = layer.downsample_factors[layer.data_level] if layer.multiscale else 1
+    corners = (
+        np.asarray(layer.corner_pixels)[:, -2:]
+        * np.broadcast_to(factors, layer.ndim)[-2:]
+    )
+    low = np.clip(corners[0].astype(int), 0, shape)
+    high = np.clip(corners[1].astype(int) + 1, 0, shape)
+    if (high - low < 2).any():
+        raise ImageError(
+            f"Nothing of layer {layer.name!r} is in view; expected a part of it on "
+            "the canvas: move the camera, or segment the whole image."
+        )
+    return (int(low[0]), int(low[1])), (int(high[0]), int(high[1]))
+
+
+def placement(
+    source: Layer,
+    offset: Iterable[float],
+    *,
+    scale: tuple[float, float] = (1.0, 1.0),
+    shift: tuple[float, float] = (0.0, 0.0),
+) -> dict[str, Any]:
+    """Compute the transforms that lay an array over a part of a layer.
+
+    Parameters
+    ----------
+    source : napari.layers.Layer
+        The layer whose scale, translate, rotate, shear and affine count.
+    offset : iterable of float
+        Index in the layer's data where the part begins, all axes.
+    scale : tuple of float
+        Layer pixels per pixel of the array, last two axes.
+    shift : tuple of float
+        Further offset, last two axes, in layer pixels.
+
+    Returns
+    -------
+    dict
+        Keyword arguments and attributes of a layer.
+    """
+    where = np.asarray(tuple(offset), dtype=float)
+    where[-2:] += shift
+    origin = _data_to_physical(source, np.zeros(source.ndim))
+    translate = np.asarray(source.translate) + (
+        _data_to_physical(source, where) - origin
+    )
+    finer = np.asarray(source.scale, dtype=float).copy()
+    finer[-2:] *= scale
+    return {
+        "scale": finer,
+        "translate": translate,
+        "rotate": source.rotate,
+        "shear": source.shear,
+        "affine": source.affine,
+    }
+
+
+def _data_to_physical(source: Layer, point: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Through scale, rotation, shear and translation, but not the affine."""
+    whole = np.asarray(source.data_to_world(point), dtype=float)
+    affine = np.asarray(source.affine)
+    inverse = np.linalg.inv(affine)
+    return np.asarray((inverse @ np.append(whole, 1.0))[:-1])
+
+
+def own(layer: Layer) -> dict[str, Any] | None:
+    """Return what the plugin keeps about a layer of its own; None for the user's."""
+    note = layer.metadata.get(KEY)
+    return note if isinstance(note, dict) else None
+
+
+def find(layers: Iterable[Layer], source: str, role: str) -> Layer | None:
+    """Find the plugin's layer of this role that was made from this source."""
+    for layer in layers:
+        note = own(layer)
+        if note and note.get("source") == source and note.get("role") == role:
+            return layer
+    return None
+
+
+def put(
+    viewer: Any,
+    kind: str,
+    data: Any,
+    *,
+    source: str,
+    role: str,
+    title: str,
+    note: dict[str, Any],
+    place: dict[str, Any],
+    **style: Any,
+) -> Layer:
+    """Show data in the plugin's layer of a role, making it where there is none.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+        Where to.
+    kind : str
+        ``"labels"``, ``"image"`` or ``"shapes"``.
+    data : array
+        What to show.
+    source, role : str
+        Name of the source layer and what this one shows of it.
+    title : str
+        Name of a new layer.
+    note : dict
+        Kept in the layer's metadata, beside source and role.
+    place : dict
+        From `placement`.
+    **style
+        Settings of a new layer; those of an old one are the user's.
+    """
+    metadata = {KEY: {"source": source, "role": role, **note}}
+    layer = find(viewer.layers, source, role)
+    if layer is not None and layer.ndim == len(place["scale"]):
+        layer.data = data
+        for name, value in place.items():
+            if not np.array_equal(np.asarray(getattr(layer, name)), np.asarray(value)):
+                setattr(layer, name, value)
+        layer.metadata = metadata
+        return layer
+    add = getattr(viewer, f"add_{kind}")
+    return add(data, name=title, metadata=metadata, **place, **style)

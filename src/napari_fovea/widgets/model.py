@@ -1,0 +1,217 @@
+"""The Model dock: what is there, what it learned from, and what computes."""
+
+from __future__ import annotations
+
+from functools import partial
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import (
+    QComboBox,
+    QFileDialog,
+    QFormLayout,
+    QFrame,
+    QLabel,
+    QPushButton,
+    QScrollArea,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_fovea.widgets.job import Job, call
+from napari_fovea.widgets.session import Session, session, survey
+
+_SYSTEMS = {
+    "S0": "retina-like sequential attention",
+    "S1": "FocusNet",
+    "S2": "recurrent residual attention U-Net",
+    "S3": "FocusNet++",
+    "S4": "residual attention FPN Mask R-CNN",
+}
+
+
+class ModelPicker(QComboBox):
+    """A list of the session's models; every one shows and sets the same choice.
+
+    Parameters
+    ----------
+    shared : Session
+        What the docks share. If nobody has listed the models yet, this does, in
+        a job.
+    """
+
+    def __init__(self, shared: Session) -> None:
+        super().__init__()
+        self.setToolTip("Models that ship with napari-fovea or were loaded from files")
+        self.session = shared
+        self.currentIndexChanged.connect(self._choose)
+        shared.listed.connect(self._list)
+        shared.changed.connect(self._show)
+        self._job: Job | None = None
+        if shared.entries:
+            self._list()
+            self._show()
+        else:
+            self.addItem("looking…")
+            self._job = Job(lambda _: survey())
+            self._job.returned.connect(self._surveyed)
+            self._job.start()
+
+    def _surveyed(self, found: Any) -> None:
+        if not self.session.entries:
+            entries, self.session.devices = found
+            self.session.offer(entries)
+
+    def _list(self) -> None:
+        self.blockSignals(True)
+        self.clear()
+        for entry in self.session.entries:
+            self.addItem(f"{entry.name} · {entry.system}", entry)
+        self.blockSignals(False)
+
+    def _show(self) -> None:
+        if self.session.chosen is not None:
+            self.setCurrentIndex(self.session.entries.index(self.session.chosen))
+
+    def _choose(self, index: int) -> None:
+        if 0 <= index < len(self.session.entries):
+            self.session.choose(self.session.entries[index])
+
+
+class ModelDock(QWidget):
+    """Choose a model and a device.
+
+    Parameters
+    ----------
+    napari_viewer : napari.Viewer
+        Not used: the choice holds for all docks.
+    shared : Session, optional
+        What the docks share; one for all by default.
+    """
+
+    def __init__(
+        self, napari_viewer: Any = None, *, shared: Session | None = None
+    ) -> None:
+        super().__init__()
+        self.session = shared or session()
+        self.models = ModelPicker(self.session)
+        self.devices = QComboBox()
+        self.devices.setToolTip("Where the network computes")
+        self.open_button = QPushButton("Load model file…")
+        self.facts = QLabel("Looking for models…")
+        self.facts.setWordWrap(True)
+        self.facts.setTextFormat(Qt.TextFormat.RichText)
+        self.facts.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.facts.setAlignment(Qt.AlignmentFlag.AlignTop)
+        self.message = QLabel()
+        self.message.setWordWrap(True)
+        self.message.hide()
+        scroll = QScrollArea()
+        scroll.setWidgetResizable(True)
+        scroll.setFrameShape(QFrame.Shape.NoFrame)
+        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        scroll.setWidget(self.facts)
+        form = QFormLayout()
+        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        form.addRow("Model", self.models)
+        form.addRow("Device", self.devices)
+        layout = QVBoxLayout(self)
+        layout.addLayout(form)
+        layout.addWidget(self.open_button)
+        layout.addWidget(self.message)
+        layout.addWidget(scroll, stretch=1)
+        self.setMinimumWidth(280)
+
+        self.devices.currentIndexChanged.connect(self._use_device)
+        self.open_button.clicked.connect(self._ask_for_file)
+        self.session.listed.connect(self._list_devices)
+        self.session.changed.connect(self._show)
+        self._jobs: list[Job] = []
+        self._list_devices()
+        self._show()
+
+    def load_file(self, path: str | Path) -> None:
+        """Add a model file to the list and choose it.
+
+        Parameters
+        ----------
+        path : str or Path
+            A napari-fovea model. What is wrong with it, if anything, is shown
+            in the dock, and the choice stays as it was.
+        """
+
+        def read() -> Any:
+            from napari_fovea.models import Entry, Model
+            from napari_fovea.models.checkpoint import read_header
+
+            Model.load(path)  # the weights too must be sound
+            return Entry(Path(path), read_header(path))
+
+        self.message.hide()
+        self._start(call(read), self.session.add)
+
+    def _start(self, make: Any, then: Any) -> None:
+        job = Job(make)
+        self._jobs.append(job)
+        job.returned.connect(then)
+        job.errored.connect(self._complain)
+        job.finished.connect(partial(self._jobs.remove, job))
+        job.start()
+
+    def _complain(self, error: Exception) -> None:
+        self.message.setText(f"⚠ {error}")
+        self.message.show()
+
+    def _list_devices(self) -> None:
+        self.devices.blockSignals(True)
+        self.devices.clear()
+        best = self.session.devices[0] if self.session.devices else "cpu"
+        self.devices.addItem(f"auto ({best})", "auto")
+        for name in self.session.devices:
+            self.devices.addItem(name, name)
+        self.devices.setCurrentIndex(max(0, self.devices.findData(self.session.device)))
+        self.devices.blockSignals(False)
+
+    def _show(self) -> None:
+        entry = self.session.chosen
+        if entry is None:
+            return
+        self.message.hide()
+        self.facts.setText(_describe(entry))
+
+    def _use_device(self, index: int) -> None:
+        self.session.use_device(self.devices.itemData(index) or "auto")
+
+    def _ask_for_file(self) -> None:
+        path, _ = QFileDialog.getOpenFileName(
+            self, "Load a model", "", "Models (*.safetensors);;All files (*)"
+        )
+        if path:
+            self.load_file(path)
+
+
+def _describe(entry: Any) -> str:
+    header = entry.header
+    config, made = header.config, header.provenance
+    size = header.object_diameter
+    rows = [
+        ("System", f"{entry.system}, {_SYSTEMS.get(entry.system, header.network)}"),
+        ("Classes", ", ".join(header.classes)),
+        ("Channels", f"1 (repeated) or {config['channels']}"),
+        ("Object size", f"{size:.0f} px across" if size else "not known"),
+    ]
+    if "d" in config:
+        rows.append(("Retina", f"d = {config['d']} px, r = {config['r']}"))
+    rows += [
+        ("Trained on", made.get("data", "not told")),
+        ("Scores", made.get("scores_text", "not told")),
+        ("File", f"{entry.path.name}, {entry.megabytes:.1f} MB"),
+    ]
+    cells = "".join(
+        f"<tr><td style='padding: 2px 10px 2px 0'><b>{escape(k)}</b></td>"
+        f"<td style='padding: 2px 0'>{escape(str(v))}</td></tr>"
+        for k, v in rows
+    )
+    return f"<table>{cells}</table>"

@@ -1,0 +1,331 @@
+"""The Segment dock: run the chosen model on a layer and watch it look."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from napari.layers import Image
+from qtpy.QtCore import QTimer
+from qtpy.QtWidgets import (
+    QCheckBox,
+    QComboBox,
+    QDoubleSpinBox,
+    QFormLayout,
+    QHBoxLayout,
+    QLabel,
+    QProgressBar,
+    QPushButton,
+    QSpinBox,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_fovea.errors import FoveaError
+from napari_fovea.widgets import layers
+from napari_fovea.widgets.job import Job
+from napari_fovea.widgets.model import ModelPicker
+from napari_fovea.widgets.results import ResultLayers
+from napari_fovea.widgets.session import Session, session
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+_REDRAW = 0.25
+"""Seconds between redraws of the path while a scan runs."""
+
+
+class SegmentDock(QWidget):
+    """Segment an image layer with the chosen model.
+
+    Parameters
+    ----------
+    napari_viewer : napari.Viewer
+        Where the layers are.
+    shared : Session, optional
+        What the docks share; one for all by default.
+    """
+
+    def __init__(self, napari_viewer: Any, *, shared: Session | None = None) -> None:
+        super().__init__()
+        self.viewer = napari_viewer
+        self.session = shared or session()
+        self.job: Job | None = None
+        self.results: ResultLayers | None = None
+        self._build()
+        self._timer = QTimer(self)
+        self._timer.setInterval(int(_REDRAW * 1000))
+        self._timer.timeout.connect(self._redraw)
+        for event in ("inserted", "removed", "reordered"):
+            getattr(self.viewer.layers.events, event).connect(self._list_images)
+        self.viewer.layers.selection.events.active.connect(self._follow_selection)
+        self.session.changed.connect(self._show_model)
+        self._list_images()
+        self._follow_selection()
+        self._show_model()
+
+    def _build(self) -> None:
+        self.picker = ModelPicker(self.session)
+        self.images = QComboBox()
+        self.images.setToolTip("The image layer to segment; follows the active layer")
+        self.region = QComboBox()
+        self.region.setToolTip("How much of the layer to segment")
+        self.policy = QComboBox()
+        self.policy.addItem("seek · where uncertain", "seek")
+        self.policy.addItem("raster · row by row", "raster")
+        self.policy.setToolTip(
+            "seek looks again where the map is uncertain and coarsely seen;\n"
+            "raster is the published scan"
+        )
+        self.budget = QSpinBox()
+        self.budget.setRange(0, 10_000_000)
+        self.budget.setSingleStep(100)
+        self.budget.setSpecialValueText("automatic")
+        self.budget.setToolTip("Most fixations per plane")
+        self.diameter = QDoubleSpinBox()
+        self.diameter.setRange(0, 10_000)
+        self.diameter.setDecimals(1)
+        self.diameter.setSuffix(" px")
+        self.diameter.setSpecialValueText("as trained")
+        self.diameter.setToolTip(
+            "Typical diameter of the objects in pixels of the image;\n"
+            "the image is resized to the model's object size"
+        )
+        self.live = QCheckBox("Show it while it runs")
+        self.live.setChecked(True)
+        self.live.setToolTip("See the map sharpen and the path grow")
+        self.run_button = QPushButton("Run")
+        self.run_button.setToolTip("Segment the layer")
+        self.cancel_button = QPushButton("Cancel")
+        self.cancel_button.setToolTip("Stop now and keep what there is")
+        self.cancel_button.setEnabled(False)
+        self.progress = QProgressBar()
+        self.progress.setRange(0, 1000)
+        self.progress.setTextVisible(False)
+        self.status = QLabel("Ready")
+        self.status.setWordWrap(True)
+        form = QFormLayout()
+        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        form.addRow("Model", self.picker)
+        form.addRow("Image", self.images)
+        form.addRow("Region", self.region)
+        form.addRow("Policy", self.policy)
+        form.addRow("Budget", self.budget)
+        form.addRow("Diameter", self.diameter)
+        buttons = QHBoxLayout()
+        buttons.addWidget(self.run_button)
+        buttons.addWidget(self.cancel_button)
+        layout = QVBoxLayout(self)
+        layout.addLayout(form)
+        layout.addWidget(self.live)
+        layout.addLayout(buttons)
+        layout.addWidget(self.progress)
+        layout.addWidget(self.status)
+        layout.addStretch()
+        self.setMinimumWidth(280)
+        self.run_button.clicked.connect(self.run)
+        self.cancel_button.clicked.connect(self.cancel)
+        self.images.currentIndexChanged.connect(self._offer_regions)
+
+    # -- what can be chosen --------------------------------------------------
+
+    def reset_choices(self, event: Any = None) -> None:
+        """List the image layers anew; napari calls this when layers change."""
+        self._list_images()
+
+    def _list_images(self, event: Any = None) -> None:
+        chosen = self.images.currentText()
+        names = [
+            layer.name
+            for layer in self.viewer.layers
+            if isinstance(layer, Image) and layers.own(layer) is None
+        ]
+        self.images.blockSignals(True)
+        self.images.clear()
+        self.images.addItems(names)
+        if chosen in names:
+            self.images.setCurrentText(chosen)
+        self.images.blockSignals(False)
+        self._offer_regions()
+        self._enable()
+
+    def _follow_selection(self, event: Any = None) -> None:
+        active = self.viewer.layers.selection.active
+        if isinstance(active, Image) and layers.own(active) is None:
+            self.images.setCurrentText(active.name)
+
+    def _offer_regions(self, index: int = 0) -> None:
+        layer = self._layer()
+        stack = layer is not None and layer.ndim > 2
+        options = [layers.WHOLE, *([layers.PLANE] if stack else []), layers.VIEW]
+        if [self.region.itemText(i) for i in range(self.region.count())] != options:
+            chosen = self.region.currentText()
+            self.region.clear()
+            self.region.addItems(options)
+            self.region.setCurrentText(chosen if chosen in options else options[0])
+
+    def _show_model(self) -> None:
+        self._enable()
+
+    def _layer(self) -> Image | None:
+        name = self.images.currentText()
+        found = [layer for layer in self.viewer.layers if layer.name == name]
+        return found[0] if found else None
+
+    def _enable(self) -> None:
+        running = self.job is not None
+        ready = self.session.chosen is not None and self.images.count() > 0
+        self.run_button.setEnabled(ready and not running)
+        self.cancel_button.setEnabled(running)
+        if not running and self.images.count() == 0:
+            self.status.setText("Open an image to segment.")
+        elif not running and self.status.text() == "Open an image to segment.":
+            self.status.setText("Ready")
+
+    # -- running ---------------------------------------------------------------
+
+    def settings(self) -> dict[str, Any]:
+        """Read the form as arguments of `inference.segment`."""
+        return {
+            "policy": self.policy.currentData(),
+            "budget": self.budget.value() or None,
+            "diameter": self.diameter.value() or None,
+            "device": self.session.device,
+        }
+
+    def run(self) -> None:
+        """Segment the chosen layer; a job that is running is left alone."""
+        layer, entry = self._layer(), self.session.chosen
+        if self.job is not None or layer is None or entry is None:
+            return
+        try:
+            region = layers.region_of(
+                layer, self.viewer.dims, self.region.currentText()
+            )
+        except FoveaError as error:
+            self._complain(error)
+            return
+        settings = self.settings()
+        live = self.live.isChecked()
+        shared = self.session
+
+        def make(cancelled: Any) -> Generator[Any, None, Any]:
+            from napari_fovea.inference import segment
+
+            return segment(
+                np.asarray(region.array),
+                shared.load(entry),
+                rgb=region.rgb,
+                preview_every=_REDRAW if live else None,
+                cancelled=cancelled,
+                **settings,
+            )
+
+        self.results = ResultLayers(
+            self.viewer, layer, region, later=lambda f: QTimer.singleShot(0, f)
+        )
+        self._begun = False
+        self._started = time.perf_counter()
+        self._note = {
+            "source": layer.name,
+            "model_file": str(entry.path),
+            "region": self.region.currentText(),
+        }
+        self._fraction = 0.0
+        self.job = Job(make)
+        self.job.yielded.connect(self._on_event)
+        self.job.returned.connect(self._on_result)
+        self.job.errored.connect(self._complain)
+        self.job.finished.connect(self._on_finished)
+        self.progress.setValue(0)
+        self.status.setText("Starting…")
+        self._enable()
+        self.job.start()
+        self._timer.start()
+
+    def cancel(self) -> None:
+        """Stop the run that is going on and keep what it has."""
+        if self.job is not None:
+            self.job.cancel()
+            self.status.setText("Stopping…")
+
+    def _on_event(self, event: Any) -> None:
+        from napari_fovea.inference import Fixated, Preview
+
+        if self.results is None:
+            return
+        if not self._begun:
+            self._begun = True  # the image was good: only now touch any layer
+            self.results.begin()
+        if isinstance(event, Preview):
+            self.results.preview(event)
+            return
+        if isinstance(event, Fixated):
+            self.results.fixated(event)
+        self._fraction = max(self._fraction, event.fraction)
+
+    def _redraw(self) -> None:
+        if self.job is None or self.results is None:
+            return
+        if self.live.isChecked():
+            self.results.draw_path()
+        if self._fraction and not self.job.cancelled:
+            spent = time.perf_counter() - self._started
+            left = spent * (1 - self._fraction) / self._fraction
+            self.progress.setValue(int(1000 * self._fraction))
+            self.status.setText(
+                f"{self._fraction:.0%} · {_duration(spent)} gone, "
+                f"about {_duration(left)} left"
+            )
+
+    def _on_result(self, result: Any) -> None:
+        if self.results is None or result is None:
+            return
+        made = dict(result.provenance)
+        note = {**self._note, "provenance": made, "python": _python(self._note, made)}
+        self.results.finish(result, note)
+        self.progress.setValue(1000)
+        how = "Stopped" if made["cancelled"] else "Done"
+        self.status.setText(
+            f"{how}: {int(result.instances.max())} objects, "
+            f"{made['fixations']} fixations, {_duration(made['seconds'])} on "
+            f"{made['device']}"
+        )
+
+    def _complain(self, error: Exception) -> None:
+        self.progress.setValue(0)
+        if isinstance(error, FoveaError):
+            self.status.setText(f"⚠ {error}")
+        else:
+            self.status.setText(f"⚠ {type(error).__name__}: {error}")
+
+    def _on_finished(self) -> None:
+        self._timer.stop()
+        self.job = None
+        self._enable()
+
+    def closeEvent(self, event: Any) -> None:
+        """Let go of a running job when the dock goes away."""
+        if self.job is not None:
+            self.job.quit()
+        super().closeEvent(event)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _python(note: dict[str, Any], made: dict[str, Any]) -> str:
+    """Code that makes the same result from the same array."""
+    settings = {k: v for k, v in made["settings"].items() if v is not None}
+    arguments = "".join(f", {k}={v!r}" for k, v in settings.items())
+    axes = made["image"]["axes"]
+    return (
+        "from napari_fovea import complete, segment\n"
+        f"result = complete(segment(image, {note['model_file']!r}, axes={axes!r}"
+        f"{arguments}))"
+    )

@@ -1,0 +1,97 @@
+"""What all docks share: the model and the device that are in use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from psygnal import Signal
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from napari_fovea.models import Entry, Model
+
+
+class Session:
+    """The chosen model and device; tells when they change.
+
+    Attributes
+    ----------
+    entries : tuple of Entry
+        Models to choose from; empty until they have been listed.
+    chosen : Entry or None
+        The model in use.
+    device : str
+        ``"auto"`` or a device's name.
+    """
+
+    listed = Signal()
+    changed = Signal()
+
+    def __init__(self) -> None:
+        self.entries: tuple[Entry, ...] = ()
+        self.chosen: Entry | None = None
+        self.device = "auto"
+        self.devices: tuple[str, ...] = ()
+        self._loaded: tuple[Entry, Model] | None = None
+
+    def offer(self, entries: tuple[Entry, ...]) -> None:
+        """Set the models to choose from; the first becomes the chosen one."""
+        kept = [e for e in self.entries if e.path not in {n.path for n in entries}]
+        self.entries = (*entries, *kept)
+        if self.chosen is None and entries:
+            self.chosen = entries[0]
+        self.listed.emit()
+        self.changed.emit()
+
+    def add(self, entry: Entry) -> None:
+        """Add one model and choose it."""
+        others = tuple(e for e in self.entries if e.path != entry.path)
+        self.entries = (*others, entry)
+        self.chosen = entry
+        self._loaded = None
+        self.listed.emit()
+        self.changed.emit()
+
+    def choose(self, entry: Entry | None) -> None:
+        """Use another model."""
+        if entry is not self.chosen:
+            self.chosen = entry
+            self.changed.emit()
+
+    def use_device(self, device: str) -> None:
+        """Compute elsewhere from the next run on."""
+        if device != self.device:
+            self.device = device
+            self.changed.emit()
+
+    def load(self, entry: Entry) -> Model:
+        """Weights of a model; kept, so that the next run starts at once.
+
+        Call it in a job: it may read a file.
+        """
+        from napari_fovea.models import Model
+
+        if self._loaded is None or self._loaded[0] != entry:
+            self._loaded = (entry, Model.load(entry.path))
+        return self._loaded[1]
+
+
+_session: Session | None = None
+
+
+def session() -> Session:
+    """Return the session that all docks of this napari share."""
+    global _session
+    if _session is None:
+        _session = Session()
+    return _session
+
+
+def survey() -> Generator[Any, None, tuple[tuple[Entry, ...], tuple[str, ...]]]:
+    """List models and devices; for a job, since it imports torch."""
+    yield from ()
+    from napari_fovea.device import available
+    from napari_fovea.models import entries
+
+    return entries(), available()
