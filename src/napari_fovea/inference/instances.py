@@ -49,16 +49,39 @@ def separate(
     ndarray of int32, shape (H, W)
         Objects numbered from 1; each holds pixels of one class only.
     """
-    if not labels.any():
-        return np.zeros(labels.shape, dtype=np.int32)
-    parts: NDArray[np.int32] = label(labels, connectivity=1).astype(np.int32)
+    objects = np.zeros(labels.shape, dtype=np.int32)
+    for value in np.unique(labels[labels > 0]):
+        found = _split(
+            labels == value,
+            border=border,
+            diameter=diameter,
+            least_distance=least_distance,
+            smoothing=smoothing,
+        )
+        objects += np.where(found, found + objects.max(), 0).astype(np.int32)
+    if diameter is not None:
+        areas = np.bincount(objects.ravel())
+        small = areas < least_area * np.pi * (diameter / 2) ** 2
+        small[0] = False
+        objects[small[objects]] = 0
+    return np.asarray(relabel_sequential(objects)[0], dtype=np.int32)
+
+
+def _split(
+    mask: NDArray[np.bool_],
+    *,
+    border: NDArray[np.floating] | None,
+    diameter: float | None,
+    least_distance: float,
+    smoothing: float,
+) -> NDArray[np.int32]:
+    parts: NDArray[np.int32] = label(mask, connectivity=1).astype(np.int32)
     if diameter is None:
         return parts
-    inside = labels > 0
-    core = inside if border is None else inside & (border < 0.5)
-    depth = ndimage.distance_transform_edt(np.pad(core, 1))[1:-1, 1:-1]
-    # Classes are edges too: an object has one class.
-    depth = ndimage.gaussian_filter(depth, smoothing * diameter) * inside
+    core = mask if border is None else mask & (border < 0.5)
+    # The image's own edge is no edge of an object.
+    depth = ndimage.distance_transform_edt(np.pad(core, 1, mode="edge"))[1:-1, 1:-1]
+    depth = ndimage.gaussian_filter(depth, smoothing * diameter) * mask
     if border is not None:
         depth = depth * (1 - np.clip(border, 0, 1))
     centres = peak_local_max(
@@ -67,14 +90,6 @@ def separate(
         labels=parts,
         exclude_border=False,
     )
-    markers = np.zeros(labels.shape, dtype=np.int32)
+    markers = np.zeros(mask.shape, dtype=np.int32)
     markers[tuple(centres.T)] = np.arange(1, len(centres) + 1)
-    objects = np.zeros(labels.shape, dtype=np.int32)
-    for value in np.unique(labels[inside]):
-        of_class = labels == value
-        objects += watershed(-depth, markers * of_class, mask=of_class).astype(np.int32)
-    areas = np.bincount(objects.ravel())
-    small = areas < least_area * np.pi * (diameter / 2) ** 2
-    small[0] = False
-    objects[small[objects]] = 0
-    return np.asarray(relabel_sequential(objects)[0], dtype=np.int32)
+    return np.asarray(watershed(-depth, markers, mask=mask), dtype=np.int32)

@@ -112,6 +112,7 @@ def train_retina(
             f"Labels that number objects make one class, but {len(classes) - 1} are "
             "named: name one, or say that the labels are classes."
         )
+    settings = _settings(config)
     outputs = (0, 1, 1) if from_instances and border else tuple(range(len(classes)))
     shown = {k: v for k, v in (("epochs", epochs), ("views", views)) if v is not None}
     plan = replace(RECIPES[recipe], **shown)  # type: ignore[arg-type]
@@ -129,7 +130,7 @@ def train_retina(
     samples = read(images, labels)
     validation = read(val_images, val_labels) if val_images and val_labels else []
     torch.manual_seed(seed)
-    settings = _settings(config) | {"channels": channels, "classes": len(outputs)}
+    settings |= {"channels": channels, "classes": len(outputs)}
     model = Model(
         name=name,
         network=build("retina-vgg", settings),

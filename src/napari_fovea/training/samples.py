@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 BORDER_REACH = 2
-"""Pixels of an object this near to another one are border."""
+"""Pixels of an object this near to its edge are border."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,15 @@ class Sample:
 def interior_and_border(
     instances: NDArray[np.integer], *, reach: int = BORDER_REACH
 ) -> NDArray[np.uint8]:
-    """Classes that keep touching objects apart.
+    """Mark the rim of every object, which keeps touching objects apart.
 
     Parameters
     ----------
     instances : ndarray of int, shape (H, W)
         0 is background, every other value one object.
     reach : int
-        A pixel of an object is border if another object lies this near, in
-        pixels (along rows and columns).
+        A pixel of an object is border if background or another object lies this
+        near, in pixels along rows and columns. The image's edge is no border.
 
     Returns
     -------
@@ -65,12 +65,9 @@ def interior_and_border(
         0 background, 1 interior, 2 border.
     """
     size = 2 * reach + 1
-    inside = instances > 0
     highest = ndimage.maximum_filter(instances, size)
-    nothing = np.iinfo(instances.dtype).max
-    lowest = ndimage.minimum_filter(np.where(inside, instances, nothing), size)
-    crowded = (highest != instances) | (lowest != instances)
-    return np.where(inside, 1 + crowded, 0).astype(np.uint8)
+    rim = highest != ndimage.minimum_filter(instances, size)
+    return np.where(instances > 0, 1 + rim, 0).astype(np.uint8)
 
 
 def make_sample(

@@ -1,0 +1,84 @@
+"""Shared by all tests: small models, and real images where they exist."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from napari_fovea.models import Model
+from napari_fovea.networks import build
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def nuclei() -> Path:
+    folder = DATA / "nuclei"
+    if not folder.is_dir():
+        pytest.skip("the nuclei images are not on this machine")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _same_chance() -> None:
+    torch.manual_seed(0)
+
+
+def tiny_model(
+    *, channels: int = 3, outputs: int = 3, d: int = 32, r: int = 2, norm: bool = True
+) -> Model:
+    """A network of random weights whose outputs depend on the image."""
+    settings = {
+        "channels": channels,
+        "classes": outputs,
+        "d": d,
+        "r": r,
+        "width": 4,
+        "units": 16,
+        "norm": norm,
+    }
+    network = build("retina-vgg", settings)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    torch.nn.init.normal_(network.head[-1].weight, std=0.5)
+    interior_and_border = outputs == 3
+    return Model(
+        name="tiny",
+        network=network.eval().requires_grad_(False),
+        classes=("background", "nucleus")
+        if interior_and_border
+        else ("background", *(f"class {i}" for i in range(1, outputs))),
+        outputs=(0, 1, 1) if interior_and_border else tuple(range(outputs)),
+        border=2 if interior_and_border else None,
+        object_diameter=12.0,
+        provenance={"data": "nothing"},
+    )
+
+
+@pytest.fixture
+def tiny() -> Model:
+    return tiny_model()
+
+
+@pytest.fixture
+def tiny_file(tiny: Model, tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.safetensors"
+    tiny.save(path)
+    return path
+
+
+@pytest.fixture
+def picture() -> np.ndarray:
+    """Bright discs on a dark ground, 8 bit."""
+    y, x = np.mgrid[:70, :90]
+    discs = sum(
+        ((y - cy) ** 2 + (x - cx) ** 2 < 49).astype(int)
+        for cy, cx in ((15, 20), (40, 60), (55, 25))
+    )
+    rng = np.random.default_rng(0)
+    return (40 + 150 * discs + rng.integers(0, 20, (70, 90))).astype(np.uint8)
