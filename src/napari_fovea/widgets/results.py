@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from napari_fovea.retina import FocusPath
     from napari_fovea.widgets.layers import Region
 
-_TAIL = 200  # vertices of one stretch of the path
+_STRETCH = 64  # vertices of one shape of the path
 _ROLES = {
     "overlap": "overlap",
     "uncertainty": "uncertainty",
@@ -60,25 +60,27 @@ class ResultLayers:
         self.source = source
         self.region = region
         self._later = later
-        self._todo: deque[Callable[[], None]] = deque()
+        self._todo: dict[str, Callable[[], None]] = {}
         self._busy = False
         self._last: NDArray[np.float64] | None = None
         self._waiting: list[FocusPath] = []
         self._plane = -1
         self._stretches = 0
+        self._drawn = 0
         self._titles = {r: f"{source.name} {t}" for r, t in _ROLES.items()}
 
     # -- one thing at a time -------------------------------------------------
 
-    def _do(self, piece: Callable[[], None]) -> None:
-        self._todo.append(piece)
+    def _do(self, what: str, piece: Callable[[], None]) -> None:
+        # A newer piece takes the place of one that still waits: no backlog.
+        self._todo[what] = piece
         if not self._busy:
             self._busy = True
             self._later(self._next)
 
     def _next(self) -> None:
         if self._todo:
-            self._todo.popleft()()
+            self._todo.pop(next(iter(self._todo)))()
         if self._todo:
             self._later(self._next)
         else:
@@ -143,17 +145,22 @@ class ResultLayers:
             data.reshape(-1, *plane.shape)[seen.plane] = plane
             return data
 
-        self._do(lambda: self._show_classes(spread(seen.labels, "classes")))
-        self._do(
-            lambda: self._show_map(
-                "uncertainty", spread(seen.uncertainty, "uncertainty")
-            )
-        )
         overlap = seen.overlap
         self._do(
+            "classes",
+            lambda: self._show_classes(spread(seen.labels, "classes")),
+        )
+        self._do(
+            "uncertainty",
+            lambda: self._show_map(
+                "uncertainty", spread(seen.uncertainty, "uncertainty")
+            ),
+        )
+        self._do(
+            "overlap",
             lambda: self._show_map(
                 "overlap", spread(overlap.array, "overlap"), attention=overlap
-            )
+            ),
         )
 
     @property
@@ -222,13 +229,14 @@ class ResultLayers:
     def _extend(self, points: NDArray[np.float64], plane: int) -> None:
         if plane != self._plane:
             self._last, self._plane = None, plane
-        for start in range(0, len(points), _TAIL):
-            stretch = points[start : start + _TAIL]
+        for start in range(0, len(points), _STRETCH):
+            stretch = points[start : start + _STRETCH]
             if self._last is not None:
                 stretch = np.concatenate([self._last, stretch])
             self._last = stretch[-1:]
             if len(stretch) > 1:
-                self._do(lambda stretch=stretch: self._add_stretch(stretch))  # type: ignore[misc]
+                self._drawn += 1
+                self._do(f"stretch {self._drawn}", partial(self._add_stretch, stretch))
 
     def _add_stretch(self, stretch: NDArray[np.float64]) -> None:
         layer = self.layer("path")
@@ -236,7 +244,7 @@ class ResultLayers:
         phase = (self._stretches % 24) / 23
         colour = ensure_colormap("viridis").map(np.array([phase]))[0]
         self._stretches += 1
-        width = max(1.0, max(self._size) / 500)
+        width = max(self._size) / 700
         if layer is None:
             self._put(
                 "shapes",
@@ -246,7 +254,7 @@ class ResultLayers:
                 edge_color=[colour],
                 edge_width=width,
                 face_color="transparent",
-                opacity=0.9,
+                opacity=0.7,
             )
         else:
             layer.add_paths([stretch], edge_color=[colour], edge_width=width)
@@ -264,18 +272,19 @@ class ResultLayers:
     def finish(self, result: Segmentation, note: dict[str, Any]) -> None:
         """Show the result, with everything that made it."""
         self.draw_path()
-        uncertain, overlap = result.uncertainty, result.attention[0]
-        self._do(lambda: self._show_classes(self._own_axes(result.labels), note))
+        own, overlap = self._own_axes, result.attention[0]
+        uncertain = own(result.uncertainty)
+        heat = own(overlap.array)
+        self._do("classes", lambda: self._show_classes(own(result.labels), note))
         self._do(
-            lambda: self._show_map("uncertainty", self._own_axes(uncertain), note=note)
+            "uncertainty", lambda: self._show_map("uncertainty", uncertain, note=note)
         )
         self._do(
-            lambda: self._show_map(
-                "overlap", self._own_axes(overlap.array), attention=overlap, note=note
-            )
+            "overlap",
+            lambda: self._show_map("overlap", heat, attention=overlap, note=note),
         )
-        self._do(lambda: self._show_instances(result, note))
-        self._do(lambda: self._note_path(result, note))
+        self._do("instances", lambda: self._show_instances(result, note))
+        self._do("path", lambda: self._note_path(result, note))
 
     def _show_instances(self, result: Segmentation, note: dict[str, Any]) -> None:
         first = self.layer("instances") is None

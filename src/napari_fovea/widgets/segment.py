@@ -72,8 +72,8 @@ class SegmentDock(QWidget):
         self.region = QComboBox()
         self.region.setToolTip("How much of the layer to segment")
         self.policy = QComboBox()
-        self.policy.addItem("seek · where uncertain", "seek")
-        self.policy.addItem("raster · row by row", "raster")
+        self.policy.addItem("seek", "seek")
+        self.policy.addItem("raster", "raster")
         self.policy.setToolTip(
             "seek looks again where the map is uncertain and coarsely seen;\n"
             "raster is the published scan"
@@ -282,6 +282,7 @@ class SegmentDock(QWidget):
     def _on_result(self, result: Any) -> None:
         if self.results is None or result is None:
             return
+        self._timer.stop()
         made = dict(result.provenance)
         note = {**self._note, "provenance": made, "python": _python(self._note, made)}
         self.results.finish(result, note)

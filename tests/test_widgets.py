@@ -1,0 +1,384 @@
+"""The docks, as a user works them: a real viewer, real clicks, real layers."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from napari.layers import Image, Labels, Shapes
+
+from conftest import tiny_model
+from napari_fovea.models import Entry
+from napari_fovea.models.checkpoint import read_header
+from napari_fovea.widgets import layers
+from napari_fovea.widgets.job import Job, call
+from napari_fovea.widgets.model import ModelDock
+from napari_fovea.widgets.segment import SegmentDock
+from napari_fovea.widgets.session import Session
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RESULTS = ("classes", "instances", "uncertainty", "overlap", "focus path")
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Session:
+    path = tmp_path / "tiny.safetensors"
+    tiny_model().save(path)
+    session = Session()
+    session.devices = ("cpu",)
+    session.offer((Entry(path, read_header(path)),))
+    return session
+
+
+@pytest.fixture
+def viewer(make_napari_viewer_proxy: Any) -> Any:
+    return make_napari_viewer_proxy(show=True)
+
+
+@pytest.fixture
+def dock(viewer: Any, shared: Session, qtbot: Any) -> SegmentDock:
+    widget = SegmentDock(viewer, shared=shared)
+    viewer.window.add_dock_widget(widget, name="Segment")
+    return widget
+
+
+def run(dock: SegmentDock, qtbot: Any) -> None:
+    dock.run_button.click()
+    finish(dock, qtbot)
+
+
+def finish(dock: SegmentDock, qtbot: Any) -> None:
+    qtbot.waitUntil(
+        lambda: dock.job is None and (dock.results is None or dock.results.idle),
+        timeout=60_000,
+    )
+
+
+def made(viewer: Any, source: str) -> dict[str, Any]:
+    found = {}
+    for layer in viewer.layers:
+        note = layers.own(layer)
+        if note and note["source"] == source:
+            found[layer.name.removeprefix(f"{source} ")] = layer
+    return found
+
+
+def test_a_click_segments_the_active_layer(
+    viewer: Any, dock: SegmentDock, qtbot: Any, picture: np.ndarray
+) -> None:
+    assert not dock.run_button.isEnabled(), "there is no image yet"
+    viewer.add_image(picture[:40, :40], name="other")
+    source = viewer.add_image(
+        picture, name="cells", scale=(0.5, 0.25), translate=(7, -3), rotate=30
+    )
+    assert dock.images.currentText() == "cells", "it follows the active layer"
+    run(dock, qtbot)
+    found = made(viewer, "cells")
+    assert sorted(found) == sorted(RESULTS)
+    assert dock.status.text().startswith("Done")
+    assert isinstance(found["classes"], Labels)
+    assert isinstance(found["instances"], Labels)
+    assert isinstance(found["uncertainty"], Image)
+    assert isinstance(found["focus path"], Shapes)
+    for name in ("classes", "instances", "uncertainty"):
+        assert found[name].data.shape == picture.shape
+    for name, layer in found.items():
+        # Every corner of the source lies where it lies in the result.
+        np.testing.assert_allclose(
+            layer.data_to_world((0, 0)), source.data_to_world((0, 0)), err_msg=name
+        )
+        np.testing.assert_allclose(
+            layer.data_to_world((69, 89)), source.data_to_world((69, 89)), err_msg=name
+        )
+    note = layers.own(found["instances"])
+    assert note is not None
+    assert note["provenance"]["model"] == "tiny"
+    assert note["provenance"]["settings"]["policy"] == "seek"
+    path = layers.own(found["focus path"])["path"]
+    vertices = np.concatenate(found["focus path"].data)
+    assert len(path) == note["provenance"]["fixations"]
+    assert {tuple(v) for v in path.centres} == {tuple(v) for v in vertices}
+
+
+def test_what_made_a_result_can_be_run_again(
+    viewer: Any, dock: SegmentDock, qtbot: Any, picture: np.ndarray
+) -> None:
+    viewer.add_image(picture, name="cells")
+    dock.diameter.setValue(18)
+    dock.budget.setValue(70)
+    run(dock, qtbot)
+    layer = made(viewer, "cells")["classes"]
+    scope: dict[str, Any] = {"image": picture}
+    exec(layers.own(layer)["python"], scope)
+    np.testing.assert_array_equal(scope["result"].labels, layer.data)
+
+
+def test_running_again_updates_the_same_layers(
+    viewer: Any, dock: SegmentDock, qtbot: Any, picture: np.ndarray
+) -> None:
+    viewer.add_image(picture, name="cells")
+    run(dock, qtbot)
+    first = made(viewer, "cells")
+    count = len(viewer.layers)
+    first["instances"].opacity = 0.9
+    viewer.layers["cells"].scale = (2, 2)
+    dock.policy.setCurrentIndex(dock.policy.findData("raster"))
+    run(dock, qtbot)
+    again = made(viewer, "cells")
+    assert len(viewer.layers) == count
+    assert all(again[n] is first[n] for n in RESULTS)
+    assert again["instances"].opacity == 0.9, "how a layer looks is the user's"
+    np.testing.assert_array_equal(again["classes"].scale, (2, 2))
+    note = layers.own(again["focus path"])
+    assert note["provenance"]["settings"]["policy"] == "raster"
+    vertices = np.concatenate(again["focus path"].data)
+    assert {tuple(v) for v in note["path"].centres} == {tuple(v) for v in vertices}
+
+
+def test_the_users_layers_stay_as_they_were(
+    viewer: Any, dock: SegmentDock, qtbot: Any, picture: np.ndarray
+) -> None:
+    before = picture.copy()
+    source = viewer.add_image(picture, name="cells")
+    mine = viewer.add_labels((picture > 100).astype(int), name="cells instances")
+    kept = mine.data.copy()
+    viewer.layers.selection.active = source
+    run(dock, qtbot)
+    np.testing.assert_array_equal(source.data, before)
+    np.testing.assert_array_equal(mine.data, kept)
+    assert mine in viewer.layers
+    assert "napari-fovea" not in source.metadata
+
+
+@pytest.mark.parametrize(
+    ("image", "rgb", "says"),
+    [
+        (np.zeros((30, 30)), False, "constant"),
+        (np.full((30, 30), np.nan), False, "NaN"),
+        (np.random.default_rng(0).random((2, 2, 2, 9, 9)), False, "shape"),
+    ],
+)
+def test_a_bad_image_gets_a_sentence_and_no_layers(
+    viewer: Any, dock: SegmentDock, qtbot: Any, image: np.ndarray, rgb: bool, says: str
+) -> None:
+    viewer.add_image(image, name="bad", contrast_limits=(0, 1), rgb=rgb)
+    run(dock, qtbot)
+    assert says in dock.status.text()
+    assert [layer.name for layer in viewer.layers] == ["bad"]
+    assert dock.run_button.isEnabled(), "buttons come back"
+
+
+def test_cancel_keeps_what_there_is(viewer: Any, dock: SegmentDock, qtbot: Any) -> None:
+    image = np.random.default_rng(0).random((700, 700))
+    viewer.add_image(image, name="big")
+    dock.run_button.click()
+    assert dock.cancel_button.isEnabled()
+    assert not dock.run_button.isEnabled()
+    qtbot.waitUntil(lambda: dock._fraction > 0, timeout=30_000)
+    dock.cancel_button.click()
+    finish(dock, qtbot)
+    assert dock.status.text().startswith("Stopped")
+    note = layers.own(made(viewer, "big")["instances"])
+    assert note["provenance"]["cancelled"]
+    assert dock.run_button.isEnabled()
+
+
+def test_the_map_and_the_path_grow_while_it_runs(
+    viewer: Any, dock: SegmentDock, qtbot: Any
+) -> None:
+    viewer.add_image(np.random.default_rng(0).random((1000, 1000)), name="big")
+    dock.run_button.click()
+    lengths, sums = set(), set()
+
+    def watch() -> bool:
+        found = made(viewer, "big")
+        if dock.job is not None and "focus path" in found:
+            lengths.add(sum(map(len, found["focus path"].data)))
+        if dock.job is not None and "uncertainty" in found:
+            sums.add(float(found["uncertainty"].data.sum()))
+        return dock.job is None
+
+    qtbot.waitUntil(watch, timeout=60_000)
+    finish(dock, qtbot)
+    assert len(lengths) > 2, "the path grew"
+    assert len(sums) > 2, "the map sharpened"
+
+
+def test_what_is_in_view_lands_where_it_is(
+    viewer: Any, dock: SegmentDock, qtbot: Any
+) -> None:
+    image = np.random.default_rng(0).random((400, 400))
+    source = viewer.add_image(image, name="wide", scale=(2, 2), translate=(10, 0))
+    viewer.scene.camera.center = (210, 200)
+    viewer.scene.camera.zoom *= 4
+    qtbot.wait(100)
+    dock.region.setCurrentText(layers.VIEW)
+    run(dock, qtbot)
+    layer = made(viewer, "wide")["classes"]
+    height, width = layer.data.shape
+    assert 2 <= height < 400
+    assert 2 <= width < 400
+    start = source.world_to_data(layer.data_to_world((0, 0)))
+    np.testing.assert_allclose(start, np.round(start), atol=1e-6)
+    np.testing.assert_allclose(
+        np.add(start, (height / 2, width / 2)), (100, 100), atol=3
+    )
+
+
+def test_a_stack_is_segmented_plane_by_plane(
+    viewer: Any, dock: SegmentDock, qtbot: Any
+) -> None:
+    stack = np.random.default_rng(0).random((3, 60, 70))
+    source = viewer.add_image(stack, name="stack", scale=(5, 1, 1))
+    run(dock, qtbot)
+    found = made(viewer, "stack")
+    assert found["instances"].data.shape == stack.shape
+    planes = {round(v[0]) for shape in found["focus path"].data for v in shape}
+    assert planes == {0, 1, 2}
+    viewer.dims.set_point(0, 10)
+    viewer.layers.selection.active = source
+    dock.region.setCurrentText(layers.PLANE)
+    run(dock, qtbot)
+    plane = made(viewer, "stack")["classes"]
+    assert plane.data.shape == (1, 60, 70)
+    np.testing.assert_allclose(plane.data_to_world((0, 0, 0)), (10, 0, 0))
+
+
+def test_colour_images_work(
+    viewer: Any, dock: SegmentDock, qtbot: Any, picture: np.ndarray
+) -> None:
+    viewer.add_image(np.stack([picture] * 3, axis=-1), name="colour", rgb=True)
+    run(dock, qtbot)
+    assert made(viewer, "colour")["classes"].data.shape == picture.shape
+
+
+def test_a_source_that_is_removed_while_it_runs(
+    viewer: Any, dock: SegmentDock, qtbot: Any
+) -> None:
+    viewer.add_image(np.random.default_rng(0).random((500, 500)), name="gone")
+    dock.run_button.click()
+    qtbot.waitUntil(lambda: dock._fraction > 0, timeout=30_000)
+    del viewer.layers["gone"]
+    finish(dock, qtbot)
+    assert dock.job is None
+    assert dock.images.count() == 0
+
+
+def test_results_are_not_offered_as_images(
+    viewer: Any, dock: SegmentDock, qtbot: Any, picture: np.ndarray
+) -> None:
+    viewer.add_image(picture, name="cells")
+    run(dock, qtbot)
+    assert [dock.images.itemText(i) for i in range(dock.images.count())] == ["cells"]
+
+
+# -- the model dock ----------------------------------------------------------------
+
+
+def test_models_are_listed_and_described(
+    viewer: Any, shared: Session, qtbot: Any
+) -> None:
+    dock = ModelDock(viewer, shared=shared)
+    qtbot.addWidget(dock)
+    assert dock.models.currentText() == "tiny · S0"
+    for fact in ("background, nucleus", "12 px", "d = 32", "nothing"):
+        assert fact in dock.facts.text()
+    assert dock.devices.itemText(0) == "auto (cpu)"
+
+
+def test_a_model_loaded_from_a_file_is_used_by_all_docks(
+    viewer: Any, dock: SegmentDock, shared: Session, qtbot: Any, tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    chooser = ModelDock(viewer, shared=shared)
+    qtbot.addWidget(chooser)
+    mine = tmp_path / "mine.safetensors"
+    replace(tiny_model(), name="mine").save(mine)
+    chooser.load_file(mine)
+    qtbot.waitUntil(lambda: shared.chosen.name == "mine", timeout=10_000)
+    assert chooser.models.currentText() == "mine · S0"
+    assert dock.picker.currentText() == "mine · S0"
+    dock.picker.setCurrentIndex(0)
+    assert chooser.models.currentText() == "tiny · S0"
+
+
+def test_a_bad_model_file_says_so_and_changes_nothing(
+    viewer: Any, shared: Session, qtbot: Any, tmp_path: Path
+) -> None:
+    dock = ModelDock(viewer, shared=shared)
+    qtbot.addWidget(dock)
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(b"not a model")
+    dock.load_file(bad)
+    qtbot.waitUntil(lambda: "truncated" in dock.message.text(), timeout=10_000)
+    assert shared.chosen.name == "tiny"
+    assert dock.models.count() == 1
+
+
+def test_the_device_can_be_chosen(viewer: Any, shared: Session, qtbot: Any) -> None:
+    dock = ModelDock(viewer, shared=shared)
+    qtbot.addWidget(dock)
+    dock.devices.setCurrentIndex(dock.devices.findData("cpu"))
+    assert shared.device == "cpu"
+
+
+def test_docks_open_from_the_menu_with_the_models_that_ship(
+    make_napari_viewer_proxy: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import napari_fovea.widgets.session as rooms
+
+    monkeypatch.setattr(rooms, "_session", None)
+    viewer = make_napari_viewer_proxy(show=True)
+    _, model = viewer.window.add_plugin_dock_widget("napari-fovea", "Model")
+    _, segment = viewer.window.add_plugin_dock_widget("napari-fovea", "Segment")
+    qtbot.waitUntil(lambda: model.session.chosen is not None, timeout=20_000)
+    assert model.models.currentText().startswith("retina-nuclei")
+    assert segment.session is model.session
+    viewer.open_sample("napari-fovea", "synthetic")
+    assert segment.images.currentText() == "nuclei"
+    run(segment, qtbot)
+    truth = viewer.layers["nuclei truth"].data > 0
+    mask = made(viewer, "nuclei")["classes"].data > 0
+    assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > 0.85
+
+
+# -- jobs ------------------------------------------------------------------------------
+
+
+def test_a_job_reports_runtime_errors(qtbot: Any) -> None:
+    def out_of_memory() -> None:
+        raise RuntimeError("out of memory")
+
+    job = Job(call(out_of_memory))
+    with (
+        qtbot.waitSignal(job.signals.finished, timeout=5000),
+        qtbot.waitSignal(job.signals.errored) as caught,
+    ):
+        job.start()
+    assert "out of memory" in str(caught.args[0])
+
+
+def test_a_cancelled_job_returns_and_closes_its_generator(qtbot: Any) -> None:
+    closed = []
+
+    def make(cancelled: Any) -> Any:
+        try:
+            while not cancelled():
+                time.sleep(0.002)
+                yield "event"
+            return "partial"
+        finally:
+            closed.append(True)
+
+    job = Job(make)
+    with qtbot.waitSignal(job.signals.yielded, timeout=5000):
+        job.start()
+    with qtbot.waitSignal(job.signals.returned, timeout=5000) as result:
+        job.cancel()
+    assert result.args == ["partial"]
+    assert closed == [True]
