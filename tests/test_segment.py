@@ -13,7 +13,13 @@ from conftest import tiny_model
 from napari_fovea import complete, segment
 from napari_fovea.errors import FoveaError, ImageError, ModelError
 from napari_fovea.files import read_image
-from napari_fovea.inference import AttentionMap, Fixated, Preview, separate
+from napari_fovea.inference import (
+    AttentionMap,
+    Fixated,
+    Preview,
+    Started,
+    separate,
+)
 from napari_fovea.metrics import average_precision, dice
 from napari_fovea.sample_data import make_nuclei
 
@@ -137,6 +143,8 @@ def test_events_tell_what_happens(tiny: Model, picture: np.ndarray) -> None:
             events.append(next(run))
     except StopIteration as end:
         result = end.value
+    assert isinstance(events[0], Started)
+    assert (events[0].shape, events[0].scanned) == (picture.shape, picture.shape)
     fixated = [e for e in events if isinstance(e, Fixated)]
     previews = [e for e in events if isinstance(e, Preview)]
     walked = np.concatenate([e.path.corners for e in fixated])

@@ -191,6 +191,33 @@ class Normalisation:
         return float(low), float(high)
 
 
+def check_channels(have: int, channels: int) -> None:
+    """Refuse an image whose channels a network does not take.
+
+    One channel is repeated, and of red, green, blue and alpha the last is
+    dropped; otherwise the numbers must agree.
+
+    Parameters
+    ----------
+    have : int
+        Channels of the image.
+    channels : int
+        Channels the network takes.
+
+    Raises
+    ------
+    ImageError
+        If they do not fit.
+    """
+    if have in (1, channels) or (have == 4 and channels == 3):
+        return
+    takes = "1 channel" if channels == 1 else f"1 or {channels} channels"
+    raise ImageError(
+        f"The image has {have} channels; this model takes {takes}: choose the "
+        "channels to segment, or a model trained for these."
+    )
+
+
 def to_tensor(
     plane: NDArray[np.generic],
     *,
@@ -221,16 +248,9 @@ def to_tensor(
     ImageError
         If the channels do not fit.
     """
-    have = plane.shape[2]
-    if have == 4 and channels == 3:
-        plane = plane[..., :3]  # red, green, blue, alpha
-        have = 3
-    if have not in (1, channels):
-        takes = "1 channel" if channels == 1 else f"1 or {channels} channels"
-        raise ImageError(
-            f"The image has {have} channels; this model takes {takes}: choose the "
-            "channels to segment, or a model trained for these."
-        )
+    check_channels(plane.shape[2], channels)
+    if plane.shape[2] > channels:
+        plane = plane[..., :channels]  # alpha is no colour
     low, high = limits
     values = plane.transpose(2, 0, 1)
     scaled: NDArray[np.floating]

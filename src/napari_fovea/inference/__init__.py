@@ -8,6 +8,7 @@ from napari_fovea.inference.result import (
     Preview,
     Segmentation,
     Separating,
+    Started,
 )
 from napari_fovea.inference.segmenting import complete, segment
 
@@ -18,6 +19,7 @@ __all__ = [
     "Preview",
     "Segmentation",
     "Separating",
+    "Started",
     "complete",
     "segment",
     "separate",

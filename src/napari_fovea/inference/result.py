@@ -77,6 +77,28 @@ class Segmentation:
 
 
 @dataclass(frozen=True, slots=True)
+class Started:
+    """Image, model and settings fit together; nothing has been computed yet.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Shape of the result, stack axes first.
+    scanned : tuple of int
+        Height and width at which the network looks at each plane.
+    classes : int
+        Number of classes K.
+    fraction : float
+        0.
+    """
+
+    shape: tuple[int, ...]
+    scanned: tuple[int, int]
+    classes: int
+    fraction: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Fixated:
     """A batch of fixations has been made.
 
@@ -133,5 +155,5 @@ class Separating:
     fraction: float
 
 
-Event = Fixated | Preview | Separating
+Event = Started | Fixated | Preview | Separating
 """What a running segmentation reports."""

@@ -15,7 +15,13 @@ import torch
 
 from napari_fovea import device as devices
 from napari_fovea.errors import ImageError, ModelError
-from napari_fovea.images import Planes, read_planes, resize, to_tensor
+from napari_fovea.images import (
+    Planes,
+    check_channels,
+    read_planes,
+    resize,
+    to_tensor,
+)
 from napari_fovea.inference.instances import separate
 from napari_fovea.inference.result import (
     AttentionMap,
@@ -24,6 +30,7 @@ from napari_fovea.inference.result import (
     Preview,
     Segmentation,
     Separating,
+    Started,
 )
 from napari_fovea.inference.retina import default_budget, scanning
 from napari_fovea.models import Model
@@ -104,7 +111,7 @@ def segment(
 
     Yields
     ------
-    Fixated, Preview or Separating
+    Started, then Fixated, Preview or Separating
 
     Returns
     -------
@@ -139,6 +146,8 @@ def segment(
     scale = (planes.shape[0] / shape[0], planes.shape[1] / shape[1])
     expected = _object_diameter(model, factor, diameter)
     limits = model.normalisation.limits(planes)
+    check_channels(planes.channels, model.channels)
+    yield Started((*planes.lead, *planes.shape), shape, len(model.classes))
     store = _Store(planes, classes=len(model.classes), shape=shape)
     stopped = False
     for index, plane in enumerate(planes):

@@ -204,10 +204,17 @@ def put(
     layer = find(viewer.layers, source, role)
     if layer is not None and layer.ndim == len(place["scale"]):
         layer.data = data
-        for name, value in place.items():
-            if not np.array_equal(np.asarray(getattr(layer, name)), np.asarray(value)):
-                setattr(layer, name, value)
+        move(layer, place)
         layer.metadata = metadata
         return layer
+    if kind == "shapes":
+        style["ndim"] = len(place["scale"])
     add = getattr(viewer, f"add_{kind}")
     return add(data, name=title, metadata=metadata, **place, **style)
+
+
+def move(layer: Layer, place: dict[str, Any]) -> None:
+    """Give a layer the transforms of `placement`; those it has cost nothing."""
+    for name, value in place.items():
+        if not np.array_equal(np.asarray(getattr(layer, name)), np.asarray(value)):
+            setattr(layer, name, value)

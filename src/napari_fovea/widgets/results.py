@@ -16,17 +16,26 @@ if TYPE_CHECKING:
     from napari.layers import Layer
     from numpy.typing import NDArray
 
-    from napari_fovea.inference import Fixated, Preview, Segmentation
+    from napari_fovea.inference import (
+        AttentionMap,
+        Fixated,
+        Preview,
+        Segmentation,
+        Started,
+    )
     from napari_fovea.retina import FocusPath
     from napari_fovea.widgets.layers import Region
 
 _STRETCH = 64  # vertices of one shape of the path
-_ROLES = {
-    "overlap": "overlap",
-    "uncertainty": "uncertainty",
-    "classes": "classes",
-    "instances": "instances",
-    "path": "focus path",
+
+_HEAT = {"blending": "additive", "opacity": 0.8, "visible": False}
+_ROLES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    # role: kind of layer, what its name ends in, how it looks at first
+    "overlap": ("image", "overlap", {"colormap": "inferno", **_HEAT}),
+    "uncertainty": ("image", "uncertainty", {"colormap": "magma", **_HEAT}),
+    "path": ("shapes", "focus path", {"opacity": 0.7, "face_color": "transparent"}),
+    "classes": ("labels", "classes", {"opacity": 0.45}),
+    "instances": ("labels", "instances", {"opacity": 0.5}),
 }
 
 
@@ -59,15 +68,16 @@ class ResultLayers:
         self.viewer = viewer
         self.source = source
         self.region = region
+        self._name = source.name
         self._later = later
         self._todo: dict[str, Callable[[], None]] = {}
         self._busy = False
-        self._last: NDArray[np.float64] | None = None
         self._waiting: list[FocusPath] = []
+        self._last: NDArray[np.float64] | None = None
         self._plane = -1
+        self._fraction = 0.0
         self._stretches = 0
-        self._drawn = 0
-        self._titles = {r: f"{source.name} {t}" for r, t in _ROLES.items()}
+        self._first = self.layer("instances") is None
 
     # -- one thing at a time -------------------------------------------------
 
@@ -95,126 +105,106 @@ class ResultLayers:
 
     def layer(self, role: str) -> Layer | None:
         """Find the layer of a role, if it is there."""
-        return layers.find(self.viewer.layers, self.source.name, role)
+        return layers.find(self.viewer.layers, self._name, role)
 
-    def _put(self, kind: str, role: str, data: Any, **more: Any) -> None:
-        place = more.pop("place", None) or self._place()
-        layers.put(
+    def prepare(self, started: Started, then: Callable[[], None]) -> None:
+        """Make the layers that are missing, and empty the path of an earlier run.
+
+        A new layer costs napari a tenth of a second or more, so this is done
+        before anything is computed.
+
+        Parameters
+        ----------
+        started : Started
+            What the run told of itself.
+        then : callable
+            Called when all layers are there.
+        """
+        sizes = {"overlap": (*started.shape[:-2], *started.scanned)}
+        kinds = {"overlap": "f4", "uncertainty": "f4", "classes": "u1"}
+        for role in _ROLES:
+            layer = self.layer(role)
+            if layer is not None and layer.ndim == self.source.ndim:
+                continue
+            shape = sizes.get(role, started.shape)
+            data = None
+            if role != "path":
+                data = self._own_axes(np.zeros(shape, kinds.get(role, "i4")))
+            self._do(role, partial(self._put, role, data))
+        self._do("empty path", self._empty_path)
+        self._do("then", then)
+
+    def _empty_path(self) -> None:
+        path = self.layer("path")
+        if path is not None and path.nshapes:
+            path.data = []
+
+    def _put(
+        self,
+        role: str,
+        data: Any,
+        *,
+        attention: AttentionMap | None = None,
+        note: dict[str, Any] | None = None,
+    ) -> None:
+        kind, ending, style = _ROLES[role]
+        laid: dict[str, Any] = {}
+        if attention is not None:
+            laid = {"scale": attention.scale, "shift": attention.offset}
+        layer = layers.put(
             self.viewer,
             kind,
             data,
-            source=self.source.name,
+            source=self._name,
             role=role,
-            title=self._titles[role],
-            note=more.pop("note", {}),
-            place=place,
-            **more,
+            title=f"{self._name} {ending}",
+            note=note or {},
+            place=layers.placement(self.source, self.region.offset, **laid),
+            **style,
         )
-
-    def _place(self, attention: Any = None) -> dict[str, Any]:
-        if attention is None:
-            return layers.placement(self.source, self.region.offset)
-        return layers.placement(
-            self.source,
-            self.region.offset,
-            scale=attention.scale,
-            shift=attention.offset,
-        )
-
-    def begin(self) -> None:
-        """Clear what an earlier run left; its layers stay."""
-        self._waiting, self._last, self._stretches, self._plane = [], None, 0, -1
-        path = self.layer("path")
-        if path is not None:
-            path.data = []
-
-    def preview(self, seen: Preview) -> None:
-        """Show the map as it stands."""
-        lead = self._lead()
-
-        def spread(plane: NDArray[Any], role: str) -> NDArray[Any]:
-            if not lead:
-                return plane.reshape((1,) * self.region.dropped + plane.shape)
-            shape = (*lead, *plane.shape)
-            old = self.layer(role)
-            data = (
-                old.data
-                if old is not None and old.data.shape == shape
-                else np.zeros(shape, plane.dtype)
-            )
-            data.reshape(-1, *plane.shape)[seen.plane] = plane
-            return data
-
-        overlap = seen.overlap
-        self._do(
-            "classes",
-            lambda: self._show_classes(spread(seen.labels, "classes")),
-        )
-        self._do(
-            "uncertainty",
-            lambda: self._show_map(
-                "uncertainty", spread(seen.uncertainty, "uncertainty")
-            ),
-        )
-        self._do(
-            "overlap",
-            lambda: self._show_map(
-                "overlap", spread(overlap.array, "overlap"), attention=overlap
-            ),
-        )
-
-    @property
-    def _size(self) -> tuple[int, ...]:
-        shape = np.shape(self.region.array)
-        return shape[-3:-1] if self.region.rgb else shape[-2:]
-
-    def _lead(self) -> tuple[int, ...]:
-        spatial = np.ndim(self.region.array) - bool(self.region.rgb)
-        return tuple(np.shape(self.region.array)[: spatial - 2])
+        if kind == "image":
+            top = float(data.max())
+            layer.contrast_limits = (0, top if top > 0 else 1)
 
     def _own_axes(self, array: NDArray[Any]) -> NDArray[Any]:
         """Axes of the source: a single plane of a stack is a stack of one."""
         return array.reshape((1,) * self.region.dropped + array.shape)
 
-    def _show_classes(
-        self, data: NDArray[Any], note: dict[str, Any] | None = None
-    ) -> None:
-        self._put(
-            "labels",
-            "classes",
-            data,
-            note=note or {},
-            opacity=0.45,
-            blending="translucent",
-        )
+    def _lead(self) -> tuple[int, ...]:
+        """Shape of the region's own stack axes."""
+        spatial = np.ndim(self.region.array) - bool(self.region.rgb)
+        return tuple(np.shape(self.region.array)[: spatial - 2])
 
-    def _show_map(
-        self,
-        role: str,
-        data: NDArray[Any],
-        *,
-        attention: Any = None,
-        note: dict[str, Any] | None = None,
-    ) -> None:
-        style: dict[str, Any] = {
-            "colormap": "magma" if role == "uncertainty" else "inferno",
-            "blending": "additive",
-            "opacity": 0.8,
-            "visible": False,
+    # -- while it runs ---------------------------------------------------------
+
+    def preview(self, seen: Preview) -> None:
+        """Show the map as it stands, in those layers that are visible."""
+        arrays: dict[str, tuple[NDArray[Any], AttentionMap | None]] = {
+            "classes": (seen.labels, None),
+            "uncertainty": (seen.uncertainty, None),
+            "overlap": (seen.overlap.array, seen.overlap),
         }
-        self._put(
-            "image", role, data, place=self._place(attention), note=note or {}, **style
-        )
-        layer = self.layer(role)
-        top = float(data.max())
-        if layer is not None and top > 0:
-            layer.contrast_limits = (0, top)
+        for role, (plane, attention) in arrays.items():
+            layer = self.layer(role)
+            if layer is not None and layer.visible:
+                data = self._in_stack(layer, plane, seen.plane)
+                self._do(role, partial(self._put, role, data, attention=attention))
 
-    # -- the focus path ----------------------------------------------------------
+    def _in_stack(self, layer: Layer, plane: NDArray[Any], index: int) -> NDArray[Any]:
+        """Put one plane into what a layer shows of the stack."""
+        lead = self._lead()
+        if not lead:
+            return self._own_axes(plane)
+        data: NDArray[Any] = layer.data
+        if data.shape != (*lead, *plane.shape):
+            data = np.zeros((*lead, *plane.shape), plane.dtype)
+        data.reshape(-1, *plane.shape)[index] = plane
+        return data
 
     def fixated(self, event: Fixated) -> None:
         """Remember fixations until they are worth drawing."""
         self._waiting.append(event.path)
+        self._fraction = event.fraction
 
     def draw_path(self) -> None:
         """Draw the stretch of the path that was walked since the last call."""
@@ -235,29 +225,21 @@ class ResultLayers:
                 stretch = np.concatenate([self._last, stretch])
             self._last = stretch[-1:]
             if len(stretch) > 1:
-                self._drawn += 1
-                self._do(f"stretch {self._drawn}", partial(self._add_stretch, stretch))
+                self._stretches += 1
+                self._do(
+                    f"stretch {self._stretches}",
+                    partial(self._add_stretch, stretch, self._fraction),
+                )
 
-    def _add_stretch(self, stretch: NDArray[np.float64]) -> None:
+    def _add_stretch(self, stretch: NDArray[np.float64], fraction: float) -> None:
         layer = self.layer("path")
-        # Colour tells time: each stretch a little further along the colour map.
-        phase = (self._stretches % 24) / 23
-        colour = ensure_colormap("viridis").map(np.array([phase]))[0]
-        self._stretches += 1
-        width = max(self._size) / 700
         if layer is None:
-            self._put(
-                "shapes",
-                "path",
-                [stretch],
-                shape_type="path",
-                edge_color=[colour],
-                edge_width=width,
-                face_color="transparent",
-                opacity=0.7,
-            )
-        else:
-            layer.add_paths([stretch], edge_color=[colour], edge_width=width)
+            return  # the user took it away
+        # Colour tells time, from violet at the start to yellow at the end.
+        colour = ensure_colormap("viridis").map(np.array([fraction]))[0]
+        shape = np.shape(self.region.array)
+        longest = max(shape[-3:-1] if self.region.rgb else shape[-2:])
+        layer.add_paths([stretch], edge_color=[colour], edge_width=longest / 700)
 
     def _vertices(self, path: FocusPath) -> NDArray[np.float64]:
         """Centres of fixations in indices of the region, with the stack's axes."""
@@ -272,31 +254,24 @@ class ResultLayers:
     def finish(self, result: Segmentation, note: dict[str, Any]) -> None:
         """Show the result, with everything that made it."""
         self.draw_path()
-        own, overlap = self._own_axes, result.attention[0]
-        uncertain = own(result.uncertainty)
-        heat = own(overlap.array)
-        self._do("classes", lambda: self._show_classes(own(result.labels), note))
-        self._do(
-            "uncertainty", lambda: self._show_map("uncertainty", uncertain, note=note)
-        )
-        self._do(
-            "overlap",
-            lambda: self._show_map("overlap", heat, attention=overlap, note=note),
-        )
-        self._do("instances", lambda: self._show_instances(result, note))
-        self._do("path", lambda: self._note_path(result, note))
+        (overlap,) = result.attention
+        for role, array, attention in (
+            ("classes", result.labels, None),
+            ("uncertainty", result.uncertainty, None),
+            ("overlap", overlap.array, overlap),
+            ("instances", result.instances, None),
+        ):
+            data = self._own_axes(array)
+            self._do(
+                role, partial(self._put, role, data, attention=attention, note=note)
+            )
+        self._do("objects over classes", self._prefer_instances)
+        self._do("path", partial(self._note_path, result, note))
 
-    def _show_instances(self, result: Segmentation, note: dict[str, Any]) -> None:
-        first = self.layer("instances") is None
-        self._put(
-            "labels",
-            "instances",
-            self._own_axes(result.instances),
-            note=note,
-            opacity=0.5,
-        )
+    def _prefer_instances(self) -> None:
+        """After a first run, show objects rather than their classes."""
         classes = self.layer("classes")
-        if first and classes is not None:
+        if self._first and classes is not None:
             classes.visible = False
 
     def _note_path(self, result: Segmentation, note: dict[str, Any]) -> None:
@@ -304,6 +279,4 @@ class ResultLayers:
         if layer is not None:
             mine = layers.own(layer) or {}
             layer.metadata = {layers.KEY: {**mine, **note, "path": result.path}}
-            place = self._place()
-            for name, value in place.items():
-                setattr(layer, name, value)
+            layers.move(layer, layers.placement(self.source, self.region.offset))

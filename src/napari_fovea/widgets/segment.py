@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -210,10 +211,12 @@ class SegmentDock(QWidget):
         live = self.live.isChecked()
         shared = self.session
 
+        go = threading.Event()
+
         def make(cancelled: Any) -> Generator[Any, None, Any]:
             from napari_fovea.inference import segment
 
-            return segment(
+            run = segment(
                 np.asarray(region.array),
                 shared.load(entry),
                 rgb=region.rgb,
@@ -221,11 +224,15 @@ class SegmentDock(QWidget):
                 cancelled=cancelled,
                 **settings,
             )
+            yield next(run)  # the image is good: layers may be made for it
+            while not go.wait(0.05) and not cancelled():
+                pass
+            return (yield from run)
 
+        self._go = go
         self.results = ResultLayers(
             self.viewer, layer, region, later=lambda f: QTimer.singleShot(0, f)
         )
-        self._begun = False
         self._started = time.perf_counter()
         self._note = {
             "source": layer.name,
@@ -251,19 +258,22 @@ class SegmentDock(QWidget):
             self.status.setText("Stopping…")
 
     def _on_event(self, event: Any) -> None:
-        from napari_fovea.inference import Fixated, Preview
+        from napari_fovea.inference import Fixated, Preview, Started
 
         if self.results is None:
             return
-        if not self._begun:
-            self._begun = True  # the image was good: only now touch any layer
-            self.results.begin()
         if isinstance(event, Preview):
             self.results.preview(event)
             return
-        if isinstance(event, Fixated):
+        if isinstance(event, Started):
+            self.results.prepare(event, self._layers_are_there)
+        elif isinstance(event, Fixated):
             self.results.fixated(event)
         self._fraction = max(self._fraction, event.fraction)
+
+    def _layers_are_there(self) -> None:
+        self._started = time.perf_counter()
+        self._go.set()
 
     def _redraw(self) -> None:
         if self.job is None or self.results is None:
