@@ -100,6 +100,19 @@ def test_pixels_never_seen_have_uniform_probabilities() -> None:
     assert found[:, 1, 1].tolist() == [0.25] * 4
 
 
+def test_linear_read_out_equals_drawing_lines() -> None:
+    grid = RetinaGrid(16, 1)  # cells of 4 pixels
+    steps = torch.tensor([0.0, 8.0, 0.0]).repeat_interleave(4)
+    votes = torch.stack([8 - steps, steps])[:, None].expand(2, 5, 12)
+    found = Fusion(linear=True).read_out(votes, grid)[1, 2]
+    tent = np.array([1, 2, 3, 4, 3, 2, 1]) / 16
+    padded = np.pad(steps.numpy() / 8, 3, mode="edge")
+    np.testing.assert_allclose(found, np.convolve(padded, tent, "valid"), atol=1e-6)
+    assert (found.diff()[:5] >= 0).all()
+    blocks = Fusion().read_out(votes, grid)[1, 2]
+    np.testing.assert_allclose(blocks, steps / 8)
+
+
 # -- the paper's raster ------------------------------------------------------------
 
 
@@ -139,19 +152,17 @@ def literal_raster(
         y = min(y + 10, height - d)
 
 
-@pytest.mark.parametrize("fusion", ["mean", "precision"])
-def test_raster_equals_the_literal_loop(fusion: str) -> None:
+@pytest.mark.parametrize("power", [0.0, 2.0])
+def test_raster_equals_the_literal_loop(power: float) -> None:
     model = tiny_model()
     image = torch.rand(3, 75, 101)
     look = inference_network(model, image.device)
-    expected, path = literal_raster(
-        look, image, model.network.grid, FUSIONS[fusion].power
-    )
-    run = scanning(model, image, policy=Raster(), fusion=FUSIONS[fusion], batch_size=7)
+    expected, path = literal_raster(look, image, model.network.grid, power)
+    run = scanning(model, image, policy=Raster(), fusion=Fusion(power), batch_size=7)
     _, found = finish(run)
     assert [tuple(c) for c in found.path.corners] == path
     assert len(path) > 30, "the entropies should make it walk"
-    np.testing.assert_allclose(probabilities(found.votes), expected, atol=1e-5)
+    np.testing.assert_allclose(found.probabilities, expected, atol=1e-5)
 
 
 def test_raster_equals_the_literal_loop_on_a_real_image(nuclei: Any) -> None:
@@ -169,7 +180,7 @@ def test_raster_equals_the_literal_loop_on_a_real_image(nuclei: Any) -> None:
     )
     _, found = finish(scanning(model, image, policy=Raster(), fusion=FUSIONS["mean"]))
     assert [tuple(c) for c in found.path.corners] == walked
-    np.testing.assert_allclose(probabilities(found.votes), expected, atol=1e-5)
+    np.testing.assert_allclose(found.probabilities, expected, atol=1e-5)
 
 
 # -- seeking -------------------------------------------------------------------------
@@ -222,7 +233,7 @@ def test_seeking_with_perfect_pmfs_finds_the_objects(
         fusion=FUSIONS["precision"],
     )
     _, found = finish(run)
-    mask = probabilities(found.votes)[1].numpy() > 0.5
+    mask = found.probabilities[1].numpy() > 0.5
     assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > least
     centres = found.path.centres.round().astype(int)
     inside = (centres >= 0).all(1) & (centres < truth.shape).all(1)
@@ -245,7 +256,7 @@ def test_the_map_gets_sharper_with_the_budget() -> None:
         )
         _, found = finish(run)
         assert len(found.path) <= budget
-        mask = probabilities(found.votes)[1].numpy() > 0.5
+        mask = found.probabilities[1].numpy() > 0.5
         errors.append((mask != truth).mean())
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < errors[0] / 3
@@ -263,10 +274,10 @@ def test_any_size_is_covered(policy: Any, shape: tuple[int, int]) -> None:
     events, found = finish(
         scanning(model, torch.rand(3, *shape), policy=policy, budget=400)
     )
-    assert found.votes.shape == (3, *shape)
+    assert found.probabilities.shape == (3, *shape)
     assert found.overlap.shape == shape
     assert (found.overlap >= 1).all()
-    assert found.votes.isfinite().all()
+    assert found.probabilities.isfinite().all()
     assert sum(len(e.corners) for e in events) == len(found.path)
     assert len(found.path.entropies) == len(found.path.steps) == len(found.path)
 
@@ -286,14 +297,14 @@ def test_a_cancelled_scan_still_has_a_map() -> None:
     events, found = finish(run)
     assert len(events) == 3
     assert len(found.path) == 4 + 4 + 1, "nine tiles, in batches of four"
-    assert torch.allclose(probabilities(found.votes).sum(0), torch.ones(90, 90))
+    assert torch.allclose(found.probabilities.sum(0), torch.ones(90, 90))
 
 
 def test_batches_do_not_change_the_map() -> None:
     model = tiny_model()
     image = torch.rand(3, 80, 64)
     maps = [
-        finish(scanning(model, image, policy=Raster(), batch_size=n))[1].votes
+        finish(scanning(model, image, policy=Raster(), batch_size=n))[1].probabilities
         for n in (1, 5, 64)
     ]
     assert torch.allclose(maps[0], maps[1], atol=1e-4)
@@ -363,4 +374,4 @@ def test_the_accelerator_gives_the_same_map() -> None:
     model, image = tiny_model(), torch.rand(3, 90, 120)
     _, here = finish(scanning(model, image, policy=Seek(), budget=60))
     _, there = finish(scanning(model, image.to(device), policy=Seek(), budget=60))
-    assert torch.allclose(here.votes, there.votes.cpu(), atol=1e-3)
+    assert torch.allclose(here.probabilities, there.probabilities.cpu(), atol=1e-3)

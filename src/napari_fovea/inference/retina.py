@@ -16,7 +16,6 @@ from napari_fovea.retina import (
     Looked,
     Policy,
     Scan,
-    probabilities,
     scan,
 )
 
@@ -116,8 +115,3 @@ def scan_tensor(
     except StopIteration as end:
         result: Scan = end.value
         return result
-
-
-def map_of(model: Model, votes: torch.Tensor) -> torch.Tensor:
-    """Class probabilities (K, H, W) of a vote map (outputs, H, W)."""
-    return model.class_probabilities(probabilities(votes))

@@ -44,7 +44,6 @@ from napari_fovea.retina import (
     Raster,
     Scan,
     entropy,
-    probabilities,
     step_size,
 )
 
@@ -180,7 +179,8 @@ def segment(
                 yield Fixated(index, part, looked.done, (index + share) / len(planes))
                 now = time.perf_counter()
                 if preview_every is not None and now - last >= preview_every:
-                    yield _preview(model, looked.votes, looked.overlap, index, planes)
+                    seen = fused.read_out(looked.votes, config.grid)
+                    yield _preview(model, seen, looked.overlap, index, planes)
                     last = time.perf_counter()
         except StopIteration as end:
             scanned: Scan = end.value
@@ -251,7 +251,7 @@ class _Store:
         diameter: float | None,
     ) -> None:
         size = (self._labels.shape[1], self._labels.shape[2])
-        outputs = resize(probabilities(scanned.votes), size)
+        outputs = resize(scanned.probabilities, size)
         classes = model.class_probabilities(outputs)
         labels = classes.argmax(0).to(torch.uint8).cpu().numpy()
         border = (
@@ -302,12 +302,12 @@ class _Store:
 
 def _preview(
     model: Model,
-    votes: torch.Tensor,
+    outputs: torch.Tensor,
     overlap: torch.Tensor,
     index: int,
     planes: Planes,
 ) -> Preview:
-    classes = resize(model.class_probabilities(probabilities(votes)), planes.shape)
+    classes = resize(model.class_probabilities(outputs), planes.shape)
     return Preview(
         index,
         classes.argmax(0).to(torch.uint8).cpu().numpy(),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn import functional
 
 if TYPE_CHECKING:
     from napari_fovea.retina.grid import RetinaGrid
@@ -13,25 +14,60 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fusion:
-    """How much each cell's vote counts: ``area ** -power``, up to a constant.
+    """How the pmfs of overlapping cells become one map.
 
     Attributes
     ----------
     power : float
-        0 averages the pmfs of all cells over a pixel, as the paper does. Larger
-        values let small cells outvote large ones.
+        Each cell's vote counts ``area ** -power``, up to a constant. 0 averages
+        the pmfs of all cells over a pixel, as the paper does; larger values let
+        small cells outvote large ones.
+    linear : bool
+        Interpolate linearly between the smallest cells instead of showing them
+        as blocks.
     """
 
     power: float = 0.0
+    linear: bool = False
 
     def weights(self, grid: RetinaGrid) -> torch.Tensor:
         """Weight of each cell, shape (N,), in (0, 1]; the smallest cells have 1."""
         areas = torch.from_numpy(grid.areas).to(torch.float32)
         return (grid.finest**2 / areas) ** self.power
 
+    def read_out(self, votes: torch.Tensor, grid: RetinaGrid) -> torch.Tensor:
+        """Turn votes into class probabilities.
 
-FUSIONS = {"mean": Fusion(power=0.0), "precision": Fusion(power=2.0)}
-"""Fusions by name: ``mean`` is the paper's, ``precision`` weighs by 1/area²."""
+        Parameters
+        ----------
+        votes : Tensor, shape (K, H, W)
+            Weighted votes; they are left as they are.
+        grid : RetinaGrid
+            The cells that voted.
+
+        Returns
+        -------
+        Tensor, shape (K, H, W)
+            Sums to 1 over K; uniform where nothing was seen.
+        """
+        if not self.linear or grid.finest == 1:
+            return probabilities(votes)
+        # Blocks of side f under a tent of half-width f are straight lines between
+        # their centres, rounded off at the bends.
+        rise = torch.arange(1, grid.finest + 1, device=votes.device)
+        tent = torch.cat([rise, rise[:-1].flip(0)]).to(votes.dtype)
+        tent = (tent / tent.sum()).view(1, 1, 1, -1)
+        reach = grid.finest - 1
+        soft = torch.empty_like(votes)
+        for plane, out in zip(votes, soft, strict=True):  # one at a time: less memory
+            x = functional.pad(plane[None, None], (reach,) * 4, mode="replicate")
+            x = functional.conv2d(functional.conv2d(x, tent), tent.transpose(2, 3))
+            out.copy_(x[0, 0])
+        return probabilities(soft)
+
+
+FUSIONS = {"mean": Fusion(), "precision": Fusion(power=1.0, linear=True)}
+"""Fusions by name: ``mean`` is the paper's, ``precision`` weighs by 1/area."""
 
 
 class VoteMap:

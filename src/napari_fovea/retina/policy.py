@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -117,14 +118,15 @@ class Seek:
     """Look where the map is still both uncertain and coarsely seen.
 
     First a coarse tiling of the whole image, then rounds of foveas that do not
-    overlap each other, each put where it gains most. The map only gets sharper,
-    so the scan can end after any round.
+    overlap each other, each put where it gains most. What has been seen sharply
+    gains less from another look, but it gains: rounds differ by a pixel or more,
+    so that second looks resolve what lies within a cell. The map only gets
+    sharper, so the scan can end after any round.
 
     Attributes
     ----------
     threshold : float
-        Mean entropy in nats of a fovea, over what it has not yet seen sharply,
-        below which it is not worth a look.
+        Gain in nats below which a fovea is not worth a look.
     rounds : int
         Rounds into which looking everywhere once would be divided; more rounds
         choose better, fewer make larger batches.
@@ -150,7 +152,8 @@ class Seek:
         inset = (grid.d - grid.fovea) // 2
         origin = torch.tensor([s.start - inset for s in inner], device=device)
         per_round = max(16, math.ceil(foveas / self.rounds))
-        while True:
+        last = torch.tensor(canvas.shape, device=device) - grid.d
+        for turn in itertools.count():
             gain = self.gain(canvas, grid=grid, inner=inner)
             picks = _separate_maxima(gain, apart=4, threshold=self.threshold)
             if not len(picks):
@@ -160,26 +163,29 @@ class Seek:
             # Neighbours in space stay neighbours in time: the path is legible.
             chosen = chosen[_tour(chosen)]
             worthy = int((gain > self.threshold).sum()) // 16
-            corners = (origin + chosen * grid.finest).clamp_(min=0)
+            down, right = turn % grid.finest, turn // grid.finest % grid.finest
+            phase = torch.tensor([down, right], device=device)
+            corners = (origin + chosen * grid.finest + phase).clamp_(min=0)
+            corners = corners.minimum(last)
             yield Round(corners, max(worthy, len(corners)))
 
     def gain(
         self, canvas: VoteMap, *, grid: RetinaGrid, inner: tuple[slice, slice]
     ) -> torch.Tensor:
-        """Tell what a fovea at each place would see sharply for the first time.
+        """Tell what a look at each place is worth.
 
         Returns
         -------
         Tensor
-            Mean over the fovea of entropy × (1 - acuity), for foveas whose top
-            left corners are ``grid.finest`` pixels apart, starting at the
+            Mean over the fovea of entropy / (1 + acuity) in nats, for foveas whose
+            top left corners are ``grid.finest`` pixels apart, starting at the
             image's corner.
         """
         # One sample per finest cell says all: no cell is smaller.
         every = slice(grid.finest // 2, None, grid.finest)
         votes = canvas.votes[:, *inner][:, every, every]
         acuity = canvas.acuity[inner][every, every]
-        need = entropy(probabilities(votes)) * (1 - acuity).clamp(min=0)
+        need = entropy(probabilities(votes)) / (1 + acuity)
         # Beyond the border there is nothing to gain.
         height, width = need.shape
         need = functional.pad(need, (0, max(4 - width, 0), 0, max(4 - height, 0)))

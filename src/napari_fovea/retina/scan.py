@@ -77,15 +77,15 @@ class Scan:
 
     Attributes
     ----------
-    votes : Tensor, shape (K, H, W)
-        Weighted class votes; see `retina.fusion.probabilities`.
+    probabilities : Tensor, shape (K, H, W)
+        Class probabilities; uniform where nothing was seen.
     overlap : Tensor, shape (H, W)
         How many subareas covered each pixel: the paper's heat map.
     path : FocusPath
         Where it looked.
     """
 
-    votes: torch.Tensor
+    probabilities: torch.Tensor
     overlap: torch.Tensor
     path: FocusPath
 
@@ -191,7 +191,9 @@ def scan(
             except StopIteration:
                 stop = True
     fixations.close()
-    return Scan(votes, overlap, _path(seen, grid=grid, policy=policy))
+    return Scan(
+        fusion.read_out(votes, grid), overlap, _path(seen, grid=grid, policy=policy)
+    )
 
 
 def _path(

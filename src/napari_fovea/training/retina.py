@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from napari_fovea.inference.retina import map_of, scan_tensor
+from napari_fovea.inference.retina import scan_tensor
 from napari_fovea.losses import cell_cross_entropy
 from napari_fovea.metrics import dice
 from napari_fovea.networks import RetinaConfig
@@ -126,7 +126,7 @@ class RetinaTask:
         scores = []
         for sample in self.validation:
             found = scan_tensor(model, sample.image, policy=Seek())
-            labels = map_of(model, found.votes).argmax(0).numpy()
+            labels = model.class_probabilities(found.probabilities).argmax(0).numpy()
             known = sample.classes.numpy() != IGNORE % 256
             truth = (sample.classes.numpy() > 0) & known
             scores.append(dice((labels > 0) & known, truth))
