@@ -213,9 +213,20 @@ def test_touching_discs_are_told_apart() -> None:
 def test_a_border_separates_what_no_shape_tells_apart() -> None:
     labels = np.zeros((40, 60), np.uint8)
     labels[10:30, 10:50] = 1
-    border = np.zeros((40, 60))
-    border[10:30, 28:32] = 0.9
-    assert separate(labels, border=border, diameter=20).max() == 2
+    interior = np.where(labels, 0.9, 0.0)
+    interior[10:30, 28:32] = 0.1
+    objects = separate(labels, interior=interior, diameter=20)
+    assert objects.max() == 2
+    np.testing.assert_array_equal(objects > 0, labels > 0)
+    assert objects[20, 15] != objects[20, 45]
+
+
+def test_an_object_without_an_interior_is_still_one() -> None:
+    labels = np.zeros((20, 20), np.uint8)
+    labels[3:9, 3:9], labels[12:18, 12:18] = 1, 1
+    interior = np.zeros((20, 20))
+    interior[5:7, 5:7] = 0.9
+    assert separate(labels, interior=interior).max() == 2
 
 
 def test_classes_never_share_an_object_and_specks_are_dropped() -> None:

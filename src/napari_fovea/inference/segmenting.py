@@ -254,10 +254,10 @@ class _Store:
         outputs = resize(scanned.probabilities, size)
         classes = model.class_probabilities(outputs)
         labels = classes.argmax(0).to(torch.uint8).cpu().numpy()
-        border = (
-            outputs[model.border].cpu().numpy() if model.border is not None else None
-        )
-        objects = separate(labels, border=border, diameter=diameter)
+        interior = None
+        if model.border is not None:
+            interior = (1 - outputs[0] - outputs[model.border]).cpu().numpy()
+        objects = separate(labels, interior=interior, diameter=diameter)
         self._labels[index] = labels
         self._probabilities[:, index] = classes.cpu().numpy()
         self._uncertainty[index] = entropy(classes).cpu().numpy()
