@@ -188,6 +188,10 @@ def train(
     views: Annotated[
         int | None, typer.Option(min=1, help="Subareas shown per epoch.")
     ] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0)] = None,
+    start: Annotated[
+        str | None, typer.Option(help="Start from this model's weights.")
+    ] = None,
     seed: Annotated[int, typer.Option()] = 0,
     device: Annotated[str, typer.Option()] = "auto",
     precision: Annotated[
@@ -216,6 +220,8 @@ def train(
         channels=channels,
         epochs=epochs,
         views=views,
+        learning_rate=learning_rate,
+        start=start,
         seed=seed,
         device=device,
         precision=precision,

@@ -13,7 +13,7 @@ import torch
 
 from napari_fovea.errors import TrainingError
 from napari_fovea.models import Model
-from napari_fovea.networks import build
+from napari_fovea.networks import build, name_of
 from napari_fovea.networks.vgg_retina import CONFIGS
 from napari_fovea.training.fit import EpochEnd, fit
 from napari_fovea.training.recipes import RECIPES
@@ -45,6 +45,8 @@ def train_retina(
     device: str = "auto",
     precision: str = "float32",
     note: str = "",
+    start: str | Path | None = None,
+    learning_rate: float | None = None,
     checkpoint: Path | None = None,
 ) -> Generator[EpochEnd, None, Model]:
     """Train a retina network on folders of images and labels.
@@ -71,7 +73,7 @@ def train_retina(
         Label that counts for nothing.
     channels : int
         Image channels.
-    epochs, views : int, optional
+    epochs, views, learning_rate : int, int and float, optional
         In place of the recipe's.
     seed : int
         Same seed, same weights, on the same machine.
@@ -79,6 +81,9 @@ def train_retina(
         See `fit`.
     note : str
         What the data are, for the provenance.
+    start : str or Path, optional
+        Model whose weights to start from; its settings take the place of
+        ``config``.
     checkpoint : Path, optional
         Where to keep what is needed to go on after a break.
 
@@ -112,10 +117,14 @@ def train_retina(
             f"Labels that number objects make one class, but {len(classes) - 1} are "
             "named: name one, or say that the labels are classes."
         )
-    settings = _settings(config)
     outputs = (0, 1, 1) if from_instances and border else tuple(range(len(classes)))
-    shown = {k: v for k, v in (("epochs", epochs), ("views", views)) if v is not None}
-    plan = replace(RECIPES[recipe], **shown)  # type: ignore[arg-type]
+    settings = _settings(config) | {"channels": channels, "classes": len(outputs)}
+    first = Model.load(start) if start is not None else None
+    if first is not None:
+        _check_start(first, outputs=outputs, channels=channels)
+    wanted = {"epochs": epochs, "views": views, "learning_rate": learning_rate}
+    wanted = {k: v for k, v in wanted.items() if v is not None}
+    plan = replace(RECIPES[recipe], **wanted)  # type: ignore[arg-type]
 
     def read(image_folder: Path, label_folder: Path) -> Any:
         return read_folder(
@@ -130,10 +139,9 @@ def train_retina(
     samples = read(images, labels)
     validation = read(val_images, val_labels) if val_images and val_labels else []
     torch.manual_seed(seed)
-    settings |= {"channels": channels, "classes": len(outputs)}
     model = Model(
         name=name,
-        network=build("retina-vgg", settings),
+        network=first.network if first else build("retina-vgg", settings),
         classes=classes,
         outputs=outputs,
         border=2 if from_instances and border else None,
@@ -169,6 +177,8 @@ def train_retina(
             "recipe": recipe,
             "epochs": plan.epochs,
             "views": plan.views,
+            "learning_rate": plan.learning_rate,
+            "started_from": dict(first.provenance) if first else None,
             "seed": seed,
             "precision": precision,
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -179,6 +189,16 @@ def train_retina(
             },
         },
     )
+
+
+def _check_start(first: Model, *, outputs: tuple[int, ...], channels: int) -> None:
+    fits = first.outputs == outputs and first.channels == channels
+    if name_of(first.network) != "retina-vgg" or not fits:
+        raise TrainingError(
+            f"Model {first.name!r} has {first.channels} channels and outputs "
+            f"{first.outputs}; expected {channels} channels and outputs {outputs} of "
+            "a retina network: start from another model, or from none."
+        )
 
 
 def _settings(config: str) -> dict[str, Any]:
