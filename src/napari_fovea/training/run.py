@@ -172,7 +172,7 @@ def train_retina(
         provenance={
             "data": note or f"{len(samples)} images",
             "training_images": len(samples),
-            "validation_images": len(validation),
+            "validation_images": len(task.validation),
             "validation_dice": history[-1].best if history else None,
             "recipe": recipe,
             "epochs": plan.epochs,

@@ -192,6 +192,13 @@ class ModelDock(QWidget):
             self.load_file(path)
 
 
+def _score(made: Any) -> str:
+    dice, images = made.get("validation_dice"), made.get("validation_images")
+    if dice is None:
+        return "not told"
+    return f"Dice {dice:.3f}, mean of {images} validation images"
+
+
 def _describe(entry: Any) -> str:
     header = entry.header
     config, made = header.config, header.provenance
@@ -206,7 +213,7 @@ def _describe(entry: Any) -> str:
         rows.append(("Retina", f"d = {config['d']} px, r = {config['r']}"))
     rows += [
         ("Trained on", made.get("data", "not told")),
-        ("Scores", made.get("scores_text", "not told")),
+        ("Scores", _score(made)),
         ("File", f"{entry.path.name}, {entry.megabytes:.1f} MB"),
     ]
     cells = "".join(
