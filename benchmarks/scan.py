@@ -43,7 +43,8 @@ def main() -> None:
     tile, _ = make_nuclei((256, 256))
     times = math.ceil(arguments.side / 256)
     picture = np.tile(tile, (times, times))[: arguments.side, : arguments.side]
-    image = torch.from_numpy(picture.astype(np.float32) / np.percentile(picture, 99.8))
+    bright = float(np.percentile(picture, 99.8))
+    image = torch.from_numpy(picture.astype(np.float32) / bright)
     image = image.expand(3, -1, -1)
     for policy in ("raster", "seek"):
         measure(model, image, policy, arguments.repeats)
@@ -54,14 +55,17 @@ def main() -> None:
 def measure(model: Model, image: torch.Tensor, policy: str, repeats: int) -> None:
     """Time one policy against the bare network and the literal loop."""
     shape = (image.shape[1], image.shape[2])
-    budget = default_budget(shape) if policy == "seek" else None
+    budget = default_budget(shape, d=model.config.d) if policy == "seek" else None
     fusion = FUSIONS["precision" if policy == "seek" else "mean"]
+
+    network = inference_network(model, image.device)
 
     def engine() -> tuple[float, list[torch.Tensor]]:
         started, batches = time.perf_counter(), []
         run = scanning(
-            model,
+            network,
             image,
+            config=model.config,
             policy=POLICIES[policy],
             fusion=fusion,
             budget=budget,
@@ -71,7 +75,6 @@ def measure(model: Model, image: torch.Tensor, policy: str, repeats: int) -> Non
             batches.append(event.corners)
         return time.perf_counter() - started, batches
 
-    network = inference_network(model, image.device)
     grid = model.config.grid
     margin = POLICIES[policy].margin(grid)
     look = CropLook(network, image, grid=grid, margin=margin)
@@ -140,8 +143,9 @@ def memory(model: Model, side: int) -> None:
     given = image.element_size() * image.numel()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     run = scanning(
-        model,
+        inference_network(model, image.device),
         image.expand(3, -1, -1),
+        config=model.config,
         policy=POLICIES["seek"],
         budget=20_000,
         batch_size=BATCH,

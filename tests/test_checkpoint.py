@@ -104,12 +104,36 @@ def test_a_file_from_the_future_is_refused(tiny_file: Path) -> None:
         (lambda h: h.update(outputs=[0, 1]), "one class"),
         (lambda h: h.update(border=7), "border"),
         (lambda h: h.update(object_diameter=-1), "object_diameter"),
+        (lambda h: h.update(object_diameter=float("inf")), "object_diameter"),
+        (lambda h: h.update(scan={"policy": ["x"]}), "scan.policy"),
     ],
 )
 def test_a_hostile_header_is_refused(tiny_file: Path, change, says: str) -> None:
     rewrite(tiny_file, change)
     with pytest.raises(CheckpointError, match=says):
         Model.load(tiny_file)
+
+
+def test_a_bottomless_header_is_refused(tiny_file: Path) -> None:
+    save_file(load_file(tiny_file), tiny_file, metadata={"napari_fovea": "[" * 200000})
+    with pytest.raises(CheckpointError, match="damaged header"):
+        Model.load(tiny_file)
+
+
+def test_weights_of_another_type_are_refused(tiny: Model, tiny_file: Path) -> None:
+    from safetensors import safe_open
+
+    with safe_open(tiny_file, "pt") as file:
+        metadata = file.metadata()
+    whole = {k: v.to(torch.int32) for k, v in load_file(tiny_file).items()}
+    save_file(whole, tiny_file, metadata=metadata)
+    with pytest.raises(CheckpointError, match="int32"):
+        Model.load(tiny_file)
+
+
+def test_settings_that_a_header_leaves_out_are_filled_in(tiny_file: Path) -> None:
+    rewrite(tiny_file, lambda h: h["config"].pop("channels"))
+    assert read_header(tiny_file).config["channels"] == 3
 
 
 def test_weights_that_are_not_finite_are_refused(tiny: Model, tmp_path: Path) -> None:

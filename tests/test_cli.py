@@ -141,7 +141,7 @@ def test_a_model_can_be_trained_from_folders_and_used(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "epoch 2/2" in done.stdout
     assert "score" in done.stdout
-    assert not model.with_suffix(".checkpoint").exists()
+    assert [p.name for p in tmp_path.glob("mine*")] == ["mine.safetensors"]
     out = tmp_path / "out"
     used = call("segment", images / "0.tif", "--model", model, "--output", out)
     assert used.returncode == 0, used.stderr
@@ -150,12 +150,30 @@ def test_a_model_can_be_trained_from_folders_and_used(tmp_path: Path) -> None:
     assert told["classes"] == ["background", "nucleus"]
 
 
+def test_three_planes_stay_planes_and_brackets_stay_in_names(
+    tmp_path: Path, tiny_file: Path, picture: np.ndarray
+) -> None:
+    stack = tmp_path / "x[red].tif"
+    tifffile.imwrite(stack, np.stack([picture] * 3), photometric="minisblack")
+    missing = tmp_path / "y[blue].tif"
+    options = ["--model", tiny_file, "--output", tmp_path / "o", "--budget", 10]
+    done = call("segment", stack, missing, *options)
+    assert done.returncode == 1
+    assert "y[blue].tif is no file" in done.stderr.replace("\n", "")
+    with tifffile.TiffFile(tmp_path / "o" / "x[red]_classes.tif") as file:
+        assert file.asarray().shape == (3, 70, 90)
+        assert len(file.pages) == 3
+
+
 def test_training_without_labels_ends_in_a_sentence(tmp_path: Path) -> None:
-    done = call(
-        "train", "--images", tmp_path, "--labels", tmp_path, "--output", tmp_path / "m"
-    )
+    model = tmp_path / "m.safetensors"
+    folders = ["--images", tmp_path, "--labels", tmp_path]
+    done = call("train", *folders, "--output", model)
     assert done.returncode == 1
     assert "holds no images" in done.stderr
+    done = call("train", *folders, "--output", tmp_path / "m.checkpoint")
+    assert done.returncode == 1
+    assert "ending in .safetensors" in done.stderr
     assert "Traceback" not in done.stderr
 
 

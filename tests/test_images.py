@@ -126,11 +126,14 @@ def test_a_read_only_image_can_be_used() -> None:
 )
 def test_channels_fit_or_say_why(have: int, takes: int, fits: bool) -> None:
     plane = np.random.default_rng(0).random((6, 7, have))
-    if fits:
-        assert to_tensor(plane, limits=(0, 1), channels=takes).shape == (takes, 6, 7)
+    planes = read_planes(plane, rgb=True)
+    if not fits:
+        with pytest.raises(ImageError, match=f"{have} channels"):
+            planes.for_network(takes)
         return
-    with pytest.raises(ImageError, match=f"{have} channels"):
-        to_tensor(plane, limits=(0, 1), channels=takes)
+    fitted = planes.for_network(takes)
+    tensor = to_tensor(fitted.data[0], limits=(0, 1), channels=takes)
+    assert tensor.shape == (takes, 6, 7)
 
 
 def test_limits_are_percentiles_even_of_large_images() -> None:

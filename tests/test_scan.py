@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from conftest import tiny_model
 from napari_fovea.errors import FoveaError
-from napari_fovea.inference.retina import inference_network, scanning
+from napari_fovea.inference import retina as engine
+from napari_fovea.inference.retina import inference_network
 from napari_fovea.retina import (
     FUSIONS,
     CropLook,
@@ -29,6 +30,11 @@ from napari_fovea.retina import (
     step_size,
 )
 from napari_fovea.retina.policy import Raster, _separate_maxima, _tour
+
+
+def scanning(model: Any, image: torch.Tensor, **options: Any) -> Any:
+    network = inference_network(model, image.device)
+    return engine.scanning(network, image, config=model.config, **options)
 
 
 def finish(run: Any) -> tuple[list[Any], Scan]:

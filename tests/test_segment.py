@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -133,6 +133,45 @@ def test_cancelling_keeps_what_there_is(tiny: Model, picture: np.ndarray) -> Non
     check(result, picture.shape)
     assert result.provenance["cancelled"]
     assert 0 < len(result.path) <= 12
+    (overlap,) = result.attention
+    unseen = overlap.array == 0
+    assert unseen.any()
+    assert not result.labels[unseen].any(), "nothing is known there"
+    np.testing.assert_allclose(result.probabilities[:, unseen], 0.5)
+
+
+@pytest.mark.parametrize("shape", [(1, 300), (300, 1), (3, 500), (1, 2), (2, 5)])
+def test_thin_images_are_seen_whole_and_more_than_once(
+    tiny: Model, shape: tuple[int, int]
+) -> None:
+    image = np.arange(np.prod(shape)).reshape(shape) % 7
+    result = complete(segment(image, tiny))
+    (overlap,) = result.attention
+    assert (overlap.array > 0).all()
+    result = complete(segment(image, tiny, budget=200))
+    assert len(result.path) > np.ceil(max(shape) / 32) + 1, "seek went on looking"
+
+
+def test_alpha_is_no_light(tiny: Model, picture: np.ndarray) -> None:
+    dim = np.stack([picture // 8] * 3, axis=-1)
+    opaque = np.concatenate([dim, np.full_like(dim[..., :1], 255)], axis=-1)
+    a, b = (complete(segment(i, tiny, budget=30)) for i in (dim, opaque))
+    np.testing.assert_array_equal(a.probabilities, b.probabilities)
+    opaque[..., :3] = 9
+    with pytest.raises(ImageError, match="constant"):
+        complete(segment(opaque, tiny))
+
+
+def test_a_model_that_knows_its_pixel_size_uses_it(
+    tiny: Model, picture: np.ndarray
+) -> None:
+    known = replace(tiny, pixel_size=0.5)
+    result = complete(segment(picture, known, pixel_size=0.25, budget=20))
+    assert result.provenance["resized_by"] == 0.5
+    result = complete(segment(picture, tiny, pixel_size=0.25, budget=20))
+    assert result.provenance["resized_by"] == 1
+    with pytest.raises(ModelError, match="size of the objects"):
+        complete(segment(picture, replace(tiny, object_diameter=None), diameter=9))
 
 
 def test_events_tell_what_happens(tiny: Model, picture: np.ndarray) -> None:

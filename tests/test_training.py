@@ -58,9 +58,12 @@ def run(recipe: Recipe = QUICK, *, stop_after: int | None = None, **options):
         try:
             events.append(next(training))
         except StopIteration as end:
-            return events, end.value
+            trained = end.value
+            break
         if len(events) == stop_after:
             return events, None  # as if it were killed
+    assert trained.score == events[-1].best
+    return events, trained.model
 
 
 def same(a, b) -> bool:
@@ -76,6 +79,12 @@ def test_training_learns_and_tells_of_it() -> None:
     assert all(0 <= e.score <= 1 for e in events)
     assert events[-1].best == max(e.score for e in events)
     assert not model.network.training
+
+
+def test_few_views_still_make_a_step() -> None:
+    events, model = run(replace(QUICK, views=3, epochs=1))
+    assert events[0].loss > 0
+    assert not same(model, tiny_model())
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:
@@ -106,13 +115,17 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     run(checkpoint=kept, stop_after=1)
     with pytest.raises(TrainingError, match="other settings"):
         run(replace(QUICK, learning_rate=1.0), checkpoint=kept)
+    model = tiny_model()
+    other = RetinaTask(model, samples(1), samples(1), recipe=QUICK, seed=5)
+    with pytest.raises(TrainingError, match="other settings"):
+        next(fit(model, other, QUICK, device="cpu", seed=5, checkpoint=kept))
     kept.write_bytes(b"nonsense")
     with pytest.raises(TrainingError, match="no training checkpoint"):
         run(checkpoint=kept)
 
 
 def test_a_loss_that_is_not_finite_stops_the_training() -> None:
-    with pytest.raises(TrainingError, match="lower the learning rate"):
+    with pytest.raises(TrainingError, match="lower learning rate"):
         run(replace(QUICK, learning_rate=float("inf")))
 
 
@@ -165,6 +178,7 @@ def test_the_median_diameter_is_that_of_a_disc() -> None:
         (np.zeros((9, 8), int), {}, "shape"),
         (np.zeros((9, 9)), {}, "integers"),
         (np.full((9, 9), 5), {"from_instances": False}, "classes 0 to 2"),
+        (np.full((9, 9), -1), {}, "labels hold -1"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(labels, options, says) -> None:

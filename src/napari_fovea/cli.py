@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
+    TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -58,7 +59,7 @@ def main() -> None:
     try:
         app()
     except FoveaError as error:
-        _err.print(f"[red]error:[/red] {error}", highlight=False)
+        _complain("error", str(error))
         sys.exit(1)
 
 
@@ -104,6 +105,9 @@ def segment(
     diameter: Annotated[
         float | None, typer.Option(help="Typical diameter of the objects in pixels.")
     ] = None,
+    pixel_size: Annotated[
+        float | None, typer.Option(help="Size of the pixels in micrometres.")
+    ] = None,
     axes: Annotated[
         str | None, typer.Option(help="Axes of the images, such as ZYX; guessed.")
     ] = None,
@@ -137,13 +141,14 @@ def segment(
                     policy=policy.value if policy else None,
                     budget=budget,
                     diameter=diameter,
+                    pixel_size=pixel_size,
                     device=device,
                 )
                 result = _follow(events, progress, bar)
                 _write(result, output, stem, path, probabilities=probabilities)
-            except (FoveaError, OSError, MemoryError) as error:
+            except Exception as error:  # whatever it is, the rest goes on
                 failed += 1
-                _err.print(f"[red]failed:[/red] {path}: {error}", highlight=False)
+                _complain("failed", f"{path}: {_sentence(error)}")
             finally:
                 progress.remove_task(bar)
                 progress.advance(files)
@@ -183,6 +188,9 @@ def train(
     ignore: Annotated[
         int | None, typer.Option(help="Label that counts for nothing.")
     ] = None,
+    pixel_size: Annotated[
+        float | None, typer.Option(min=0, help="Size of the pixels in micrometres.")
+    ] = None,
     channels: Annotated[int, typer.Option(min=1, max=4)] = 3,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
     views: Annotated[
@@ -204,7 +212,12 @@ def train(
     """Train a model. Run it again after a break: it goes on where it was."""
     from napari_fovea.training.run import train_retina
 
-    checkpoint = output.with_suffix(".checkpoint")
+    if output.suffix != ".safetensors":
+        raise FoveaError(
+            f"The model file is called {output.name}; expected a name ending in "
+            ".safetensors: rename it."
+        )
+    checkpoint = output.with_name(f"{output.name}.checkpoint")
     events = train_retina(
         images,
         labels,
@@ -217,6 +230,7 @@ def train(
         from_instances=labels_are is LabelKind.instances,
         border=border,
         ignore=ignore,
+        pixel_size=pixel_size,
         channels=channels,
         epochs=epochs,
         views=views,
@@ -270,11 +284,24 @@ def _on_virtual_display(output: Path) -> None:
         raise typer.Exit(code)
 
 
+def _complain(what: str, sentence: str) -> None:
+    # File names may hold brackets, which are no markup.
+    _err.print(f"[red]{what}:[/red] {escape(sentence)}", highlight=False)
+
+
+def _sentence(error: Exception) -> str:
+    """Say what went wrong in one line."""
+    first = str(error).strip().split("\n")[0]
+    return (
+        first if isinstance(error, FoveaError) else f"{type(error).__name__}: {first}"
+    )
+
+
 def _progress() -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        MofNCompleteColumn(),
+        TaskProgressColumn(),
         TimeRemainingColumn(),
         console=_err,
         transient=True,
@@ -341,7 +368,10 @@ def _write(
         arrays["probabilities"] = result.probabilities
     for name, array in arrays.items():
         with replacing(folder / f"{stem}_{name}.tif") as temporary:
-            tifffile.imwrite(temporary, array, compression="zlib")
+            # Three planes are a stack, not red, green and blue.
+            tifffile.imwrite(
+                temporary, array, compression="zlib", photometric="minisblack"
+            )
     made = {"file": str(source), **result.provenance}
     made["objects"] = int(result.instances.max())
     with replacing(folder / f"{stem}.json") as temporary:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,6 +51,35 @@ class Planes:
     def channels(self) -> int:
         """Number of channels."""
         return int(self.data.shape[3])
+
+    def for_network(self, channels: int) -> Planes:
+        """Give the planes the channels that a network takes.
+
+        One channel is left to be repeated; the last of red, green, blue and
+        alpha is dropped.
+
+        Parameters
+        ----------
+        channels : int
+            Channels the network takes.
+
+        Raises
+        ------
+        ImageError
+            If the channels do not fit, or what is left of the image is constant.
+        """
+        have = self.channels
+        if have == 4 and channels == 3:
+            seen = replace(self, data=self.data[..., :3])
+            _check_values(seen.data)
+            return seen
+        if have not in (1, channels):
+            takes = "1 channel" if channels == 1 else f"1 or {channels} channels"
+            raise ImageError(
+                f"The image has {have} channels; this model takes {takes}: choose the "
+                "channels to segment, or a model trained for these."
+            )
+        return self
 
     def __len__(self) -> int:
         return len(self.data)
@@ -191,33 +220,6 @@ class Normalisation:
         return float(low), float(high)
 
 
-def check_channels(have: int, channels: int) -> None:
-    """Refuse an image whose channels a network does not take.
-
-    One channel is repeated, and of red, green, blue and alpha the last is
-    dropped; otherwise the numbers must agree.
-
-    Parameters
-    ----------
-    have : int
-        Channels of the image.
-    channels : int
-        Channels the network takes.
-
-    Raises
-    ------
-    ImageError
-        If they do not fit.
-    """
-    if have in (1, channels) or (have == 4 and channels == 3):
-        return
-    takes = "1 channel" if channels == 1 else f"1 or {channels} channels"
-    raise ImageError(
-        f"The image has {have} channels; this model takes {takes}: choose the "
-        "channels to segment, or a model trained for these."
-    )
-
-
 def to_tensor(
     plane: NDArray[np.generic],
     *,
@@ -234,7 +236,7 @@ def to_tensor(
     limits : tuple of float
         Intensities that become 0 and 1; see `Normalisation.limits`.
     channels : int
-        Channels to return. One channel is repeated; an alpha channel is dropped.
+        Channels to return; a single channel is repeated. See `Planes.for_network`.
     device : torch.device or str
         Where to.
 
@@ -242,15 +244,7 @@ def to_tensor(
     -------
     Tensor of float32, shape (channels, H, W)
         Clipped to [-0.5, 2]. Repeated channels share memory.
-
-    Raises
-    ------
-    ImageError
-        If the channels do not fit.
     """
-    check_channels(plane.shape[2], channels)
-    if plane.shape[2] > channels:
-        plane = plane[..., :channels]  # alpha is no colour
     low, high = limits
     values = plane.transpose(2, 0, 1)
     scaled: NDArray[np.floating]

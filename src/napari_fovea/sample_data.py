@@ -84,11 +84,10 @@ def make_nuclei(
         u = (dx * np.cos(angle) + dy * np.sin(angle)) / a
         v = (dy * np.cos(angle) - dx * np.sin(angle)) / b
         inside = u**2 + v**2 <= 1
-        if truth[inside].mean() if inside.any() else True:
-            # Nuclei may touch; where they would overlap, this one is left out.
-            if not inside.any() or (truth[inside] > 0).mean() > 0.05:
-                continue
-            inside &= truth == 0
+        # Nuclei may touch; where they would overlap, this one is left out.
+        if not inside.any() or (truth[inside] > 0).mean() > 0.05:
+            continue
+        inside &= truth == 0
         truth[inside] = truth.max() + 1
         light[inside] = rng.uniform(0.35, 1.0)
     light *= 1 + 1.5 * texture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,39 +21,61 @@ from napari_fovea.retina import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Generator
 
     from napari_fovea.models import Model
 
 BUDGET_PER_PIXEL = 400 / 256**2
 """Fixations per pixel that a scan makes at most unless it is told otherwise."""
 
+Network = Callable[[torch.Tensor], torch.Tensor]
+"""Crops (B, C, d, d) → logits (B, N, outputs)."""
 
-def default_budget(shape: tuple[int, int]) -> int:
-    """400 fixations for an image of 256×256 pixels, in proportion to its area."""
-    return math.ceil(shape[0] * shape[1] * BUDGET_PER_PIXEL)
+
+def default_budget(shape: tuple[int, int], *, d: int) -> int:
+    """Most fixations for an image, unless the user says otherwise.
+
+    400 for 256×256 pixels, in proportion to the area, and never fewer than
+    subareas of side ``d`` are needed to cover the image.
+    """
+    tiles = math.prod(math.ceil(n / d) for n in shape)
+    return max(tiles, math.ceil(math.prod(shape) * BUDGET_PER_PIXEL))
 
 
 def scanning(
-    model: Model,
+    network: Network,
     image: torch.Tensor,
     *,
+    config: RetinaConfig,
     policy: Policy,
     fusion: Fusion = FUSIONS["precision"],
     budget: int | None = None,
     batch_size: int = 32,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Generator[Looked, None, Scan]:
-    """Scan an image (C, H, W) on the device it lies on; see `retina.scan`."""
-    config = model.config
-    assert isinstance(config, RetinaConfig)
-    look = CropLook(
-        inference_network(model, image.device),
-        image,
-        grid=config.grid,
-        margin=policy.margin(config.grid),
-    )
-    shape = (image.shape[1], image.shape[2])
+    """Scan an image (C, H, W) on the device it lies on; see `retina.scan`.
+
+    Parameters
+    ----------
+    network : callable
+        From `inference_network`.
+    image : Tensor of float32, shape (C, H, W)
+        Normalised.
+    config : RetinaConfig
+        Settings of the network.
+    policy, fusion, budget, batch_size, cancelled
+        See `retina.scan`.
+
+    Yields
+    ------
+    Looked
+
+    Returns
+    -------
+    Scan
+    """
+    margin = policy.margin(config.grid)
+    look = CropLook(network, image, grid=config.grid, margin=margin)
 
     def seeing(corners: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
@@ -61,7 +84,7 @@ def scanning(
     return (
         yield from scan(
             seeing,
-            shape,
+            (image.shape[1], image.shape[2]),
             grid=config.grid,
             classes=config.classes,
             policy=policy,
@@ -74,9 +97,7 @@ def scanning(
     )
 
 
-def inference_network(
-    model: Model, device: torch.device
-) -> Callable[[torch.Tensor], torch.Tensor]:
+def inference_network(model: Model, device: torch.device) -> Network:
     """Put the network in the form and memory layout it is fastest in.
 
     Parameters
@@ -93,11 +114,11 @@ def inference_network(
     """
     network = copy.deepcopy(model.network).eval().to(device)
     assert isinstance(network, RetinaVGG)
-    network = network.folded().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fast = network.folded().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(crops: torch.Tensor) -> torch.Tensor:
         crops = crops.contiguous(memory_format=torch.channels_last)
-        return network(crops)  # type: ignore[no-any-return]
+        return fast(crops)  # type: ignore[no-any-return]
 
     return forward
 
@@ -106,9 +127,18 @@ def scan_tensor(
     model: Model, image: torch.Tensor, *, policy: Policy, budget: int | None = None
 ) -> Scan:
     """Scan to the end and return the result; the default budget applies."""
+    config = model.config
+    assert isinstance(config, RetinaConfig)
     if budget is None:
-        budget = default_budget((image.shape[1], image.shape[2]))
-    run = scanning(model, image, policy=policy, budget=budget, batch_size=64)
+        budget = default_budget((image.shape[1], image.shape[2]), d=config.d)
+    run = scanning(
+        inference_network(model, image.device),
+        image,
+        config=config,
+        policy=policy,
+        budget=budget,
+        batch_size=64,
+    )
     try:
         while True:
             next(run)

@@ -17,7 +17,6 @@ from napari_fovea import device as devices
 from napari_fovea.errors import ImageError, ModelError
 from napari_fovea.images import (
     Planes,
-    check_channels,
     read_planes,
     resize,
     to_tensor,
@@ -32,7 +31,11 @@ from napari_fovea.inference.result import (
     Separating,
     Started,
 )
-from napari_fovea.inference.retina import default_budget, scanning
+from napari_fovea.inference.retina import (
+    default_budget,
+    inference_network,
+    scanning,
+)
 from napari_fovea.models import Model
 from napari_fovea.networks import RetinaConfig
 from napari_fovea.retina import (
@@ -43,8 +46,8 @@ from napari_fovea.retina import (
     Policy,
     Raster,
     Scan,
+    Seek,
     entropy,
-    step_size,
 )
 
 if TYPE_CHECKING:
@@ -54,6 +57,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 _MOST_RESIZING = 16
+_PREVIEW_SHARE = 3  # previews of large images take at most a quarter of the time
 
 
 def segment(
@@ -123,9 +127,13 @@ def segment(
         If the image, the model or a setting cannot be used.
     """
     started = time.perf_counter()
+    for name, value in (("budget", budget), ("batch size", batch_size)):
+        if value is not None and value < 1:
+            raise ImageError(f"The {name} is {value}; give an integer of 1 or more.")
     planes = read_planes(image, axes=axes, rgb=rgb)
     if not isinstance(model, Model):
         model = Model.load(model)
+    planes = planes.for_network(model.channels)
     config = model.config
     if not isinstance(config, RetinaConfig):
         raise ModelError(
@@ -141,21 +149,22 @@ def segment(
         max(1, round(planes.shape[1] * factor)),
     )
     if budget is None and not isinstance(chosen, Raster):
-        budget = default_budget(shape)
+        budget = default_budget(shape, d=config.d)
     scale = (planes.shape[0] / shape[0], planes.shape[1] / shape[1])
     expected = _object_diameter(model, factor, diameter)
     limits = model.normalisation.limits(planes)
-    check_channels(planes.channels, model.channels)
     yield Started((*planes.lead, *planes.shape), shape, len(model.classes))
     store = _Store(planes, classes=len(model.classes), shape=shape)
+    network = inference_network(model, where)
     stopped = False
     for index, plane in enumerate(planes):
         if plane.min() == plane.max():
             continue  # an empty plane of a stack is all background
         pixels = to_tensor(plane, limits=limits, channels=model.channels, device=where)
         run = scanning(
-            model,
+            network,
             resize(pixels, shape),
+            config=config,
             policy=chosen,
             fusion=fused,
             budget=budget,
@@ -163,14 +172,14 @@ def segment(
             cancelled=cancelled,
         )
         del pixels
-        last = time.perf_counter()
+        last, cost = time.perf_counter(), 0.0
         try:
             while True:
                 looked = next(run)
                 part = FocusPath(
                     corners=looked.corners.cpu().numpy(),
                     entropies=looked.entropies.float().cpu().numpy(),
-                    steps=step_size(looked.entropies, config.d).cpu().numpy(),
+                    steps=looked.steps.cpu().numpy(),
                     grid=config.grid,
                     scale=scale,
                     planes=np.full(len(looked.corners), index),
@@ -178,10 +187,13 @@ def segment(
                 share = min(1.0, looked.done / looked.expected)
                 yield Fixated(index, part, looked.done, (index + share) / len(planes))
                 now = time.perf_counter()
-                if preview_every is not None and now - last >= preview_every:
+                if preview_every is not None and now - last >= max(
+                    preview_every, _PREVIEW_SHARE * cost
+                ):
                     seen = fused.read_out(looked.votes, config.grid)
                     yield _preview(model, seen, looked.overlap, index, planes)
                     last = time.perf_counter()
+                    cost = last - now
         except StopIteration as end:
             scanned: Scan = end.value
         yield Separating(index, (index + 1) / len(planes))
@@ -252,8 +264,8 @@ class _Store:
     ) -> None:
         size = (self._labels.shape[1], self._labels.shape[2])
         outputs = resize(scanned.probabilities, size)
-        classes = model.class_probabilities(outputs)
-        labels = classes.argmax(0).to(torch.uint8).cpu().numpy()
+        classes = _classes(model, scanned.probabilities, scanned.overlap, size)
+        labels = _most_probable(classes)
         interior = None
         if model.border is not None:
             interior = (1 - outputs[0] - outputs[model.border]).cpu().numpy()
@@ -300,6 +312,26 @@ class _Store:
         )
 
 
+def _classes(
+    model: Model,
+    outputs: torch.Tensor,
+    overlap: torch.Tensor,
+    size: tuple[int, int],
+) -> torch.Tensor:
+    """Class probabilities (K, *size); uniform where the scan has not looked."""
+    classes = model.class_probabilities(outputs)
+    # A class of two outputs would otherwise win wherever nothing is known.
+    classes = torch.where(overlap > 0, classes, 1 / len(model.classes))
+    return resize(classes, size)
+
+
+def _most_probable(classes: torch.Tensor) -> NDArray[np.uint8]:
+    """Class of each pixel; where background is as probable as any, background."""
+    labels = classes.argmax(0)
+    labels[classes[0] >= classes.amax(0)] = 0
+    return labels.to(torch.uint8).cpu().numpy()
+
+
 def _preview(
     model: Model,
     outputs: torch.Tensor,
@@ -307,17 +339,17 @@ def _preview(
     index: int,
     planes: Planes,
 ) -> Preview:
-    classes = resize(model.class_probabilities(outputs), planes.shape)
+    classes = _classes(model, outputs, overlap, planes.shape)
     return Preview(
         index,
-        classes.argmax(0).to(torch.uint8).cpu().numpy(),
+        _most_probable(classes),
         entropy(classes).cpu().numpy(),
         AttentionMap.over("overlap", overlap.cpu().numpy().copy(), shape=planes.shape),
     )
 
 
-def _policy(policy: str | Policy) -> Policy:
-    if not isinstance(policy, str):
+def _policy(policy: Any) -> Policy:
+    if isinstance(policy, Raster | Seek):
         return policy
     if policy not in POLICIES:
         raise ModelError(
@@ -352,6 +384,11 @@ def _resizing(
                 f"The {name} is {value}; expected a positive number: leave it out to "
                 "keep the image's own scale."
             )
+    if diameter is not None and model.object_diameter is None:
+        raise ModelError(
+            f"Model {model.name!r} does not know the size of the objects it was "
+            "trained on; expected no diameter: leave it out, or choose another model."
+        )
     if diameter is not None and model.object_diameter is not None:
         factor = model.object_diameter / diameter
     elif pixel_size is not None and model.pixel_size is not None:

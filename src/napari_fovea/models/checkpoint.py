@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -16,7 +16,7 @@ from napari_fovea.errors import CheckpointError, FoveaError
 from napari_fovea.files import replacing
 from napari_fovea.images import Normalisation
 from napari_fovea.models.model import Model
-from napari_fovea.networks import build, name_of
+from napari_fovea.networks import build, name_of, validate
 
 if TYPE_CHECKING:
     import os
@@ -34,10 +34,16 @@ class _NormalisationHeader(BaseModel):
     high: float = Field(ge=0, le=100)
 
 
+class ScanHeader(BaseModel):
+    """How a retina model likes to be scanned."""
+
+    policy: Literal["seek", "raster"] = "seek"
+
+
 class Header(BaseModel):
     """What a model file says about itself, as JSON in its safetensors header."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
     format: int
     name: str
@@ -49,7 +55,7 @@ class Header(BaseModel):
     normalisation: _NormalisationHeader
     object_diameter: float | None = Field(None, gt=0)
     pixel_size: float | None = Field(None, gt=0)
-    scan: dict[str, Any] = {}
+    scan: ScanHeader = ScanHeader()
     provenance: dict[str, Any] = {}
 
 
@@ -73,7 +79,7 @@ def save(model: Model, path: str | os.PathLike[str], *, half: bool = False) -> N
         normalisation=_NormalisationHeader(**asdict(model.normalisation)),
         object_diameter=model.object_diameter,
         pixel_size=model.pixel_size,
-        scan=dict(model.scan),
+        scan=ScanHeader(**model.scan),
         provenance=dict(model.provenance),
     )
     with replacing(path) as temporary:
@@ -101,12 +107,10 @@ def load(path: str | os.PathLike[str]) -> Model:
     path = Path(path)
     with _opened(path) as file:
         header = _header(file.metadata(), path)
-        try:
-            with torch.device("meta"):
-                network = build(header.network, header.config)
-        except FoveaError as error:
-            raise CheckpointError(f"{path}: {error}") from error
-        expected = {k: tuple(v.shape) for k, v in network.state_dict().items()}
+        with torch.device("meta"):
+            network = build(header.network, header.config)
+        meant = network.state_dict()
+        expected = {k: tuple(v.shape) for k, v in meant.items()}
         found = {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}  # noqa: SIM118
         if expected != found:
             odd = sorted(
@@ -119,6 +123,11 @@ def load(path: str | os.PathLike[str]) -> Model:
             )
         tensors = {key: file.get_tensor(key) for key in found}
     for key, value in tensors.items():
+        if value.is_floating_point() != meant[key].is_floating_point():
+            raise CheckpointError(
+                f"{path}: tensor {key!r} holds {value.dtype}; expected "
+                f"{meant[key].dtype}: get the file again."
+            )
         if value.is_floating_point():
             tensors[key] = value.float()
             if not tensors[key].isfinite().all():
@@ -138,7 +147,7 @@ def load(path: str | os.PathLike[str]) -> Model:
             normalisation=Normalisation(**header.normalisation.model_dump()),
             object_diameter=header.object_diameter,
             pixel_size=header.pixel_size,
-            scan=header.scan,
+            scan=header.scan.model_dump(),
             provenance=header.provenance,
         )
     except FoveaError as error:
@@ -149,23 +158,26 @@ def _opened(path: str | os.PathLike[str]) -> Any:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path} is no file: check the name of the model file.")
-    with path.open("rb") as stream:
-        start = stream.read(4)
-    if start.startswith(_PICKLES):
-        # A safetensors file may begin with the byte 0x80; its ninth is a brace.
-        with path.open("rb") as stream:
-            if stream.read(9)[8:] != b"{":
-                raise CheckpointError(
-                    f"{path} is a pickle, which can run code when it is opened; "
-                    "expected a napari-fovea model (.safetensors): convert it, or "
-                    "train the model here."
-                )
     try:
+        with path.open("rb") as stream:
+            start = stream.read(9)
+        # A safetensors file may begin with these bytes too; its ninth is a brace.
+        if start.startswith(_PICKLES) and start[8:] != b"{":
+            raise CheckpointError(
+                f"{path} is a pickle, which can run code when it is opened; expected "
+                "a napari-fovea model (.safetensors): convert it, or train the model "
+                "here."
+            )
         return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
+    except SafetensorError as error:
         raise CheckpointError(
             f"{path} is truncated or no safetensors file; expected a napari-fovea "
             "model: get the file again."
+        ) from error
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be opened ({error.strerror or error}); expected a "
+            "napari-fovea model: check its permissions, or get the file again."
         ) from error
 
 
@@ -181,7 +193,7 @@ def _header(metadata: Mapping[str, str] | None, path: Path) -> Header:
         raw = json.loads(text)
         version = raw["format"]
         newer = version > FORMAT
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{path} has a damaged header; expected JSON with a format number: get "
             "the file again."
@@ -192,10 +204,15 @@ def _header(metadata: Mapping[str, str] | None, path: Path) -> Header:
             "update napari-fovea to open it."
         )
     try:
-        return Header.model_validate(raw)
+        header = Header.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         raise CheckpointError(
             f"{path} has a damaged header ({'.'.join(map(str, first['loc']))}: "
             f"{first['msg']}): get the file again."
         ) from error
+    try:
+        config = validate(header.network, header.config)
+    except FoveaError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return header.model_copy(update={"config": config.model_dump()})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from napari_fovea.errors import ModelError
@@ -41,7 +41,7 @@ class Model:
     pixel_size : float or None
         Size of the pixels it was trained on, in micrometres.
     scan : mapping
-        Policy, fusion and budget that suit it, for retina networks.
+        The ``policy`` that suits it, for retina networks.
     provenance : mapping
         What it was trained on, how, when, and how well it does.
     """
@@ -86,11 +86,6 @@ class Model:
         """Image channels the network takes."""
         return self.config.channels
 
-    @property
-    def parameters(self) -> int:
-        """Number of trainable parameters."""
-        return sum(p.numel() for p in self.network.parameters())
-
     def class_probabilities(self, outputs: torch.Tensor) -> torch.Tensor:
         """Sum the network's outputs (C, …) into classes (K, …)."""
         if len(self.classes) == len(self.outputs):
@@ -99,10 +94,6 @@ class Model:
         for plane, index in zip(outputs, self.outputs, strict=True):
             total[index] += plane
         return total
-
-    def to(self, device: torch.device | str) -> Model:
-        """Move the network to another device; it is not copied."""
-        return replace(self, network=self.network.to(device))
 
     @classmethod
     def load(cls, source: str | os.PathLike[str]) -> Model:

@@ -58,12 +58,12 @@ class Entry:
             "system": self.system,
             "network": header.network,
             "classes": list(header.classes),
-            "channels": header.config.get("channels"),
+            "channels": header.config["channels"],
             "object_diameter": header.object_diameter,
             "pixel_size": header.pixel_size,
             "file": str(self.path),
             "megabytes": round(self.megabytes, 2),
-            "scan": header.scan,
+            "scan": header.scan.model_dump(),
             "provenance": header.provenance,
         }
 

@@ -7,6 +7,7 @@ from napari_fovea.networks.registry import (
     network_names,
     register,
     system_of,
+    validate,
 )
 from napari_fovea.networks.vgg_retina import RetinaConfig, RetinaVGG
 
@@ -19,4 +20,5 @@ __all__ = [
     "network_names",
     "register",
     "system_of",
+    "validate",
 ]

@@ -70,14 +70,14 @@ def name_of(network: nn.Module) -> str:
     )
 
 
-def build(name: str, config: dict[str, Any] | NetworkConfig) -> nn.Module:
-    """Build a network with fresh weights.
+def validate(name: str, config: dict[str, Any]) -> NetworkConfig:
+    """Check the settings of a network and fill in what they leave out.
 
     Parameters
     ----------
     name : str
         A registered name.
-    config : dict or NetworkConfig
+    config : dict
         Its settings.
 
     Raises
@@ -85,17 +85,21 @@ def build(name: str, config: dict[str, Any] | NetworkConfig) -> nn.Module:
     ModelError
         If the name is unknown or a setting is out of range.
     """
-    cls, config_cls, _ = _entry(name)
-    if isinstance(config, dict):
-        try:
-            config = config_cls.model_validate(config)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "configuration"
-            raise ModelError(
-                f"Network {name!r} cannot be built: {where}: {first['msg']}."
-            ) from error
-    return cls(config)
+    _, config_cls, _ = _entry(name)
+    try:
+        return config_cls.model_validate(config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "configuration"
+        raise ModelError(
+            f"Network {name!r} cannot be built: {where}: {first['msg']}."
+        ) from error
+
+
+def build(name: str, config: dict[str, Any] | NetworkConfig) -> nn.Module:
+    """Build a network with fresh weights; see `validate`."""
+    cls, _, _ = _entry(name)
+    return cls(validate(name, config) if isinstance(config, dict) else config)
 
 
 def _entry(name: str) -> tuple[type[nn.Module], type[NetworkConfig], str]:

@@ -92,8 +92,9 @@ class RetinaVGG(nn.Module):
         """
         if not self.config.norm:
             return self
-        plain = RetinaVGG(self.config.model_copy(update={"norm": False}))
-        plain.to(next(self.parameters()).device)
+        with torch.device("meta"):  # its first weights would be thrown away
+            plain = RetinaVGG(self.config.model_copy(update={"norm": False}))
+        plain.to_empty(device=next(self.parameters()).device)
         convolutions = [m for m in self.features if isinstance(m, nn.Conv2d)]
         norms = [m for m in self.features if isinstance(m, nn.BatchNorm2d)]
         targets = [m for m in plain.features if isinstance(m, nn.Conv2d)]

@@ -52,18 +52,16 @@ class Fusion:
         """
         if not self.linear or grid.finest == 1:
             return probabilities(votes)
-        # Blocks of side f under a tent of half-width f are straight lines between
-        # their centres, rounded off at the bends.
-        rise = torch.arange(1, grid.finest + 1, device=votes.device)
-        tent = torch.cat([rise, rise[:-1].flip(0)]).to(votes.dtype)
-        tent = (tent / tent.sum()).view(1, 1, 1, -1)
-        reach = grid.finest - 1
+        # Two moving averages of width f make a tent, and blocks of side f under a
+        # tent are straight lines between their centres, rounded off at the bends.
+        side = grid.finest
         soft = torch.empty_like(votes)
         for plane, out in zip(votes, soft, strict=True):  # one at a time: less memory
-            x = functional.pad(plane[None, None], (reach,) * 4, mode="replicate")
-            x = functional.conv2d(functional.conv2d(x, tent), tent.transpose(2, 3))
+            x = functional.pad(plane[None, None], (side - 1,) * 4, mode="replicate")
+            for _ in range(2):
+                x = functional.avg_pool2d(x, side, stride=1)
             out.copy_(x[0, 0])
-        return probabilities(soft)
+        return _normalise_(soft)
 
 
 FUSIONS = {"mean": Fusion(), "precision": Fusion(power=1.0, linear=True)}
@@ -153,9 +151,14 @@ class VoteMap:
 
 def probabilities(votes: torch.Tensor) -> torch.Tensor:
     """Normalise votes (K, …) to class probabilities; uniform where none fell."""
+    return _normalise_(votes.clone())
+
+
+def _normalise_(votes: torch.Tensor) -> torch.Tensor:
     total = votes.sum(0)
-    uniform = torch.full_like(votes[:1], 1 / votes.shape[0])
-    return torch.where(total > 0, votes / total.clamp(min=1e-30), uniform)
+    return votes.div_(total.clamp(min=1e-30)).masked_fill_(
+        total <= 0, 1 / votes.shape[0]
+    )
 
 
 def entropy(probability: torch.Tensor) -> torch.Tensor:

@@ -108,7 +108,7 @@ class Raster:
             entropies = yield Round(torch.stack([y, x], dim=1), len(y) + round(ahead))
             unfinished = x < right
             step = step_size(entropies, grid.d, sigma=self.sigma)
-            stride = float(step.double().mean())
+            stride = float(step.float().mean())
             x = (x + step).clamp(max=right)[unfinished]
             y = y[unfinished]
 
@@ -182,9 +182,15 @@ class Seek:
             image's corner.
         """
         # One sample per finest cell says all: no cell is smaller.
-        every = slice(grid.finest // 2, None, grid.finest)
-        votes = canvas.votes[:, *inner][:, every, every]
-        acuity = canvas.acuity[inner][every, every]
+        rows, columns = (
+            torch.arange(0, s.stop - s.start, grid.finest)
+            .add(grid.finest // 2)
+            .clamp(max=s.stop - s.start - 1)
+            .to(canvas.votes.device)
+            for s in inner
+        )
+        votes = canvas.votes[:, *inner][:, rows][:, :, columns]
+        acuity = canvas.acuity[inner][rows][:, columns]
         need = entropy(probabilities(votes)) / (1 + acuity)
         # Beyond the border there is nothing to gain.
         height, width = need.shape

@@ -57,6 +57,8 @@ class Looked:
         Top-left corners in pixels of the image.
     entropies : Tensor, shape (B,)
         H(S) of each.
+    steps : Tensor of int64, shape (B,)
+        Step f(H) in pixels after each, equation (3).
     done, expected : int
         Fixations made so far, and estimate of how many there will be.
     votes, overlap : Tensor
@@ -65,6 +67,7 @@ class Looked:
 
     corners: torch.Tensor
     entropies: torch.Tensor
+    steps: torch.Tensor
     done: int
     expected: int
     votes: torch.Tensor
@@ -163,7 +166,8 @@ def scan(
     )
     origin = torch.tensor(frame.origin, device=device)
     votes, overlap = canvas.votes[:, *frame.inner], canvas.overlap[frame.inner]
-    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    sigma = policy.sigma if isinstance(policy, Raster) else Raster().sigma
+    seen: list[Looked] = []
     most = budget if budget is not None else sys.maxsize
     done = 0
     fixations = policy.fixations(canvas, grid=grid, inner=frame.inner)
@@ -176,12 +180,18 @@ def scan(
             pmfs = look(part - origin)
             canvas.paint(part, pmfs)
             entropies.append(uncertainty(pmfs))
-            corners = part - origin
-            seen.append((corners, entropies[-1]))
             done += len(part)
-            yield Looked(
-                corners, entropies[-1], done, max(done, expected), votes, overlap
+            looked = Looked(
+                part - origin,
+                entropies[-1],
+                step_size(entropies[-1], grid.d, sigma=sigma),
+                done,
+                max(done, expected),
+                votes,
+                overlap,
             )
+            seen.append(looked)
+            yield looked
             stop = cancelled() or done == most
             if stop:
                 break
@@ -196,21 +206,15 @@ def scan(
     )
 
 
-def _path(
-    seen: list[tuple[torch.Tensor, torch.Tensor]], *, grid: RetinaGrid, policy: Policy
-) -> FocusPath:
-    corners = torch.cat([c for c, _ in seen]).cpu()
-    entropies = torch.cat([h for _, h in seen]).cpu()
+def _path(seen: list[Looked], *, grid: RetinaGrid, policy: Policy) -> FocusPath:
+    corners = torch.cat([s.corners for s in seen]).cpu().numpy()
+    entropies = torch.cat([s.entropies for s in seen]).float().cpu().numpy()
+    steps = torch.cat([s.steps for s in seen]).cpu().numpy()
     if isinstance(policy, Raster):
         # Rows ran side by side; the path tells them one after another.
-        order = np.lexsort((corners[:, 1].numpy(), corners[:, 0].numpy()))
-        corners, entropies = corners[order], entropies[order]
-    return FocusPath(
-        corners=corners.numpy(),
-        entropies=entropies.to(torch.float32).numpy(),
-        steps=step_size(entropies, grid.d).numpy(),
-        grid=grid,
-    )
+        order = np.lexsort((corners[:, 1], corners[:, 0]))
+        corners, entropies, steps = corners[order], entropies[order], steps[order]
+    return FocusPath(corners=corners, entropies=entropies, steps=steps, grid=grid)
 
 
 class CropLook:
@@ -238,7 +242,9 @@ class CropLook:
     ) -> None:
         shape = (image.shape[-2], image.shape[-1])
         frame = Frame.around(shape, grid=grid, margin=margin)
-        padded = _reflect(image, frame)
+        # Repeated channels share memory, and go on sharing it.
+        distinct = image[:1] if image.stride(0) == 0 else image
+        padded = _reflect(distinct, frame).expand(len(image), -1, -1)
         # A view of every subarea; indexing it copies just the chosen ones.
         self._subareas = padded.unfold(1, grid.d, 1).unfold(2, grid.d, 1)
         self._origin = torch.tensor(frame.origin, device=image.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import itertools
 import math
 import time
@@ -53,6 +54,22 @@ class EpochEnd:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Trained:
+    """Result of a training run.
+
+    Attributes
+    ----------
+    model : Model
+        The one that scored best, or the last if nothing was scored.
+    score : float or None
+        Its validation score.
+    """
+
+    model: Model
+    score: float | None
+
+
 def fit(
     model: Model,
     task: RetinaTask,
@@ -62,7 +79,7 @@ def fit(
     seed: int = 0,
     precision: str = "float32",
     checkpoint: Path | None = None,
-) -> Generator[EpochEnd, None, Model]:
+) -> Generator[EpochEnd, None, Trained]:
     """Train a model.
 
     Parameters
@@ -90,8 +107,8 @@ def fit(
 
     Returns
     -------
-    Model
-        The one that scored best, or the last if nothing was scored.
+    Trained
+        The model that scored best, or the last if nothing was scored.
 
     Raises
     ------
@@ -103,12 +120,19 @@ def fit(
     network = copy.deepcopy(model.network).to(where).requires_grad_(True)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(network).requires_grad_(False)
-    steps = max(1, recipe.views // recipe.batch_size)
+    steps = recipe.steps
     optimiser = torch.optim.AdamW(
         network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
     state: dict[str, Any] = {"epoch": 0, "best": None, "weights": None}
-    run = {"recipe": repr(recipe), "seed": seed, "config": repr(model.config)}
+    run = {
+        "recipe": repr(recipe),
+        "seed": seed,
+        "config": repr(model.config),
+        "precision": precision,
+        "data": task.fingerprint(),
+        "start": _digest(model.network),
+    }
     if checkpoint is not None and checkpoint.exists():
         state = _resume(checkpoint, run, network, average, optimiser, task)
 
@@ -139,7 +163,7 @@ def fit(
                     raise TrainingError(
                         f"The loss became {value} in epoch {epoch + 1}; the last good "
                         f"weights are in {checkpoint or 'the model you started from'}:"
-                        " lower the learning rate and go on."
+                        " start anew with a lower learning rate."
                     )
                 optimiser.zero_grad(set_to_none=True)
                 torch.autograd.backward(loss)
@@ -170,7 +194,15 @@ def fit(
             )
     average.load_state_dict(state["weights"] or average.state_dict())
     average.eval().cpu()
-    return replace(model, network=average)
+    return Trained(replace(model, network=average), state["best"])
+
+
+def _digest(network: nn.Module) -> str:
+    """Tell one set of weights from another."""
+    digest = hashlib.sha256()
+    for value in network.state_dict().values():
+        digest.update(value.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _rate(recipe: Recipe, step: int, steps: int) -> float:

@@ -58,6 +58,11 @@ class Recipe:
     validate_images: int = 32
     augmentation: Augmentation = field(default_factory=Augmentation)
 
+    @property
+    def steps(self) -> int:
+        """Batches per epoch, at least one."""
+        return max(1, self.views // self.batch_size)
+
 
 RECIPES: dict[str, Recipe] = {
     # The publication names no augmentation; turns and mirrors are ours.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ from napari_fovea.metrics import dice
 from napari_fovea.networks import RetinaConfig
 from napari_fovea.retina import IGNORE, Seek, cell_pmfs
 from napari_fovea.training.augment import sample_view, vary_light
-from napari_fovea.training.samples import Sample, boundary_places
+from napari_fovea.training.samples import VOID, Sample, boundary_places
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -72,7 +73,7 @@ class RetinaTask:
         """Crops (B, C, d, d) and their classes (B, d, d) for one epoch."""
         recipe = self.recipe
         rng = np.random.default_rng([self.seed, epoch])
-        for _ in range(recipe.views // recipe.batch_size):
+        for _ in range(recipe.steps):
             views = [self._view(rng) for _ in range(recipe.batch_size)]
             crops = torch.stack([image for image, _ in views])
             crops = vary_light(crops, augmentation=recipe.augmentation, rng=rng)
@@ -101,16 +102,17 @@ class RetinaTask:
     def loss(self, logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of the cells, equation (1), averaged over seen cells."""
         truth = classes.long()
-        truth[truth == IGNORE % 256] = IGNORE
+        truth[truth == VOID] = IGNORE
         pmfs, seen = cell_pmfs(truth, self.grid, classes=self.model.config.classes)
         return cell_cross_entropy(logits, pmfs, mask=seen)
 
     def rescan(self, model: Model, epoch: int) -> None:
         """Let the network scan some training images; remember where it went."""
         rng = np.random.default_rng([self.seed, epoch, 1])
+        device = next(model.network.parameters()).device
         count = min(self.recipe.rescan, len(self.samples))
         for i in rng.choice(len(self.samples), size=count, replace=False):
-            image = self.samples[i].image
+            image = self.samples[i].image.to(device)
             budget = min(4 * _KEPT, image[0].numel() * 400 // 65536 + 1)
             path = scan_tensor(model, image, policy=Seek(), budget=budget).path
             places = path.corners + self.grid.d // 2
@@ -123,14 +125,24 @@ class RetinaTask:
         """Mean Dice of everything but background, by seeking each validation image."""
         if not self.validation:
             return None
+        device = next(model.network.parameters()).device
         scores = []
         for sample in self.validation:
-            found = scan_tensor(model, sample.image, policy=Seek())
-            labels = model.class_probabilities(found.probabilities).argmax(0).numpy()
-            known = sample.classes.numpy() != IGNORE % 256
+            found = scan_tensor(model, sample.image.to(device), policy=Seek())
+            classes = model.class_probabilities(found.probabilities)
+            labels = classes.argmax(0).cpu().numpy()
+            known = sample.classes.numpy() != VOID
             truth = (sample.classes.numpy() > 0) & known
             scores.append(dice((labels > 0) & known, truth))
         return float(np.mean(scores))
+
+    def fingerprint(self) -> str:
+        """Tell one set of training images and labels from another."""
+        digest = hashlib.sha256()
+        for sample in (*self.samples, *self.validation):
+            digest.update(sample.name.encode())
+            digest.update(sample.classes.numpy().tobytes())
+        return digest.hexdigest()
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return what a resumed run must remember."""

@@ -15,7 +15,7 @@ from napari_fovea.errors import TrainingError
 from napari_fovea.models import Model
 from napari_fovea.networks import build, name_of
 from napari_fovea.networks.vgg_retina import CONFIGS
-from napari_fovea.training.fit import EpochEnd, fit
+from napari_fovea.training.fit import EpochEnd, Trained, fit
 from napari_fovea.training.recipes import RECIPES
 from napari_fovea.training.retina import RetinaTask
 from napari_fovea.training.samples import median_diameter, read_folder
@@ -38,6 +38,7 @@ def train_retina(
     from_instances: bool = True,
     border: bool = True,
     ignore: int | None = None,
+    pixel_size: float | None = None,
     channels: int = 3,
     epochs: int | None = None,
     views: int | None = None,
@@ -71,6 +72,8 @@ def train_retina(
         With instances: learn borders between touching objects as well.
     ignore : int, optional
         Label that counts for nothing.
+    pixel_size : float, optional
+        Size of the images' pixels in micrometres, where all have the same.
     channels : int
         Image channels.
     epochs, views, learning_rate : int, int and float, optional
@@ -146,10 +149,10 @@ def train_retina(
         outputs=outputs,
         border=2 if from_instances and border else None,
         object_diameter=median_diameter(samples),
+        pixel_size=pixel_size,
         scan={"policy": "seek"},
     )
     task = RetinaTask(model, samples, validation, recipe=plan, seed=seed)
-    history = []
     run = fit(
         model,
         task,
@@ -163,17 +166,16 @@ def train_retina(
         try:
             end = next(run)
         except StopIteration as stop:
-            trained: Model = stop.value
+            trained: Trained = stop.value
             break
-        history.append(end)
         yield end
     return replace(
-        trained,
+        trained.model,
         provenance={
             "data": note or f"{len(samples)} images",
             "training_images": len(samples),
             "validation_images": len(task.validation),
-            "validation_dice": history[-1].best if history else None,
+            "validation_dice": trained.score,
             "recipe": recipe,
             "epochs": plan.epochs,
             "views": plan.views,

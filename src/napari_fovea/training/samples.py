@@ -13,12 +13,14 @@ from skimage.segmentation import find_boundaries
 from napari_fovea.errors import TrainingError
 from napari_fovea.files import IMAGE_SUFFIXES, read_image
 from napari_fovea.images import Normalisation, read_planes, to_tensor
-from napari_fovea.retina.grid import IGNORE
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import ArrayLike, NDArray
+
+VOID = 255
+"""Class of pixels that count for nothing, in samples."""
 
 BORDER_REACH = 2
 """Pixels of an object this near to its edge are border."""
@@ -108,7 +110,7 @@ def make_sample(
     TrainingError
         If the shapes differ, or labels are no integers or out of range.
     """
-    planes = read_planes(image)
+    planes = read_planes(image).for_network(channels)
     truth = np.asarray(labels)
     if len(planes) != 1 or truth.shape != planes.shape:
         raise TrainingError(
@@ -125,6 +127,12 @@ def make_sample(
     void = truth == ignore if ignore is not None else np.zeros(truth.shape, bool)
     instances = None
     if from_instances:
+        if (truth[~void] < 0).any():
+            raise TrainingError(
+                f"{name}: labels hold {truth[~void].min()}; expected 0 for background "
+                "and a positive number for every object: relabel, or name it as the "
+                "label to ignore."
+            )
         instances = np.where(void, 0, truth)
         classes = (
             interior_and_border(instances)
@@ -139,7 +147,7 @@ def make_sample(
                 f"classes 0 to {outputs - 1}: name more classes, or relabel."
             )
         classes = np.where(void, 0, truth).astype(np.uint8)
-    classes[void] = IGNORE % 256
+    classes[void] = VOID
     limits = (normalisation or Normalisation()).limits(planes)
     tensor = to_tensor(planes.data[0], limits=limits, channels=channels)
     return Sample(name, tensor, torch.from_numpy(classes), instances)
@@ -200,10 +208,11 @@ def read_folder(
 def median_diameter(samples: list[Sample]) -> float | None:
     """Median over objects of the diameter of a disc of their area, in pixels."""
     areas = [
-        np.bincount(s.instances.ravel())[1:] for s in samples if s.instances is not None
+        np.unique(s.instances[s.instances > 0], return_counts=True)[1]
+        for s in samples
+        if s.instances is not None
     ]
     sizes = np.concatenate(areas) if areas else np.zeros(0)
-    sizes = sizes[sizes > 0]
     return float(2 * np.sqrt(np.median(sizes) / np.pi)) if len(sizes) else None
 
 
@@ -211,7 +220,7 @@ def boundary_places(sample: Sample) -> NDArray[np.int64]:
     """Pixels on boundaries between classes, (n, 2): where a scan is uncertain."""
     classes = sample.classes.numpy()
     places = np.argwhere(find_boundaries(classes, mode="thick"))
-    return places if len(places) else np.argwhere(classes != IGNORE % 256)
+    return places if len(places) else np.argwhere(classes != VOID)
 
 
 def _readable(path: Path) -> bool:

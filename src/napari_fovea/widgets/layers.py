@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 KEY = "napari-fovea"
 """Where, in a layer's metadata, the plugin keeps what it knows."""
+
+# Ids of layers that the plugin made: a copy that the user makes of one has the
+# same metadata, but belongs to the user.
+_MADE: set[object] = set()
 
 WHOLE, PLANE, VIEW = "Whole image", "Current plane", "In view"
 """Regions of a layer that can be segmented."""
@@ -141,6 +146,7 @@ def placement(
         "rotate": source.rotate,
         "shear": source.shear,
         "affine": source.affine,
+        "units": source.units,
     }
 
 
@@ -155,14 +161,15 @@ def _data_to_physical(source: Layer, point: NDArray[np.float64]) -> NDArray[np.f
 def own(layer: Layer) -> dict[str, Any] | None:
     """Return what the plugin keeps about a layer of its own; None for the user's."""
     note = layer.metadata.get(KEY)
-    return note if isinstance(note, dict) else None
+    mine = layer.unique_id in _MADE and isinstance(note, dict)
+    return note if mine else None
 
 
-def find(layers: Iterable[Layer], source: str, role: str) -> Layer | None:
-    """Find the plugin's layer of this role that was made from this source."""
+def find(layers: Iterable[Layer], source: str, role: str, *, ndim: int) -> Layer | None:
+    """Find the plugin's layer of a role and dimension that shows this source."""
     for layer in layers:
-        note = own(layer)
-        if note and note.get("source") == source and note.get("role") == role:
+        note = own(layer) or {}
+        if (note.get("source"), note.get("role"), layer.ndim) == (source, role, ndim):
             return layer
     return None
 
@@ -201,8 +208,8 @@ def put(
         Settings of a new layer; those of an old one are the user's.
     """
     metadata = {KEY: {"source": source, "role": role, **note}}
-    layer = find(viewer.layers, source, role)
-    if layer is not None and layer.ndim == len(place["scale"]):
+    layer = find(viewer.layers, source, role, ndim=len(place["scale"]))
+    if layer is not None:
         layer.data = data
         move(layer, place)
         layer.metadata = metadata
@@ -210,11 +217,27 @@ def put(
     if kind == "shapes":
         style["ndim"] = len(place["scale"])
     add = getattr(viewer, f"add_{kind}")
-    return add(data, name=title, metadata=metadata, **place, **style)
+    layer = add(data, name=title, metadata=metadata, **place, **style)
+    _MADE.add(layer.unique_id)
+    return layer
 
 
 def move(layer: Layer, place: dict[str, Any]) -> None:
     """Give a layer the transforms of `placement`; those it has cost nothing."""
     for name, value in place.items():
-        if not np.array_equal(np.asarray(getattr(layer, name)), np.asarray(value)):
+        old = getattr(layer, name)
+        same = old == value if name == "units" else np.array_equal(old, value)
+        if not same:
             setattr(layer, name, value)
+
+
+def pixel_size(layer: Layer) -> float | None:
+    """Size of a layer's pixels in micrometres, where its units are lengths."""
+    try:
+        down, right = (
+            float((scale * unit).to("micrometer").magnitude)
+            for scale, unit in zip(layer.scale[-2:], layer.units[-2:], strict=True)
+        )
+    except Exception:  # pixels are no length; pint has its own ways to say so
+        return None
+    return down if math.isclose(down, right, rel_tol=1e-3) else None

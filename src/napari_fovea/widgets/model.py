@@ -57,12 +57,12 @@ class ModelPicker(QComboBox):
             self.addItem("looking…")
             self._job = Job(lambda _: survey())
             self._job.returned.connect(self._surveyed)
+            self._job.errored.connect(lambda error: self.setItemText(0, f"⚠ {error}"))
             self._job.start()
 
     def _surveyed(self, found: Any) -> None:
-        if not self.session.entries:
-            entries, self.session.devices = found
-            self.session.offer(entries)
+        entries, self.session.devices = found
+        self.session.offer(entries)
 
     def _list(self) -> None:
         self.blockSignals(True)
@@ -194,7 +194,7 @@ class ModelDock(QWidget):
 
 def _score(made: Any) -> str:
     dice, images = made.get("validation_dice"), made.get("validation_images")
-    if dice is None:
+    if not isinstance(dice, int | float):
         return "not told"
     return f"Dice {dice:.3f}, mean of {images} validation images"
 

@@ -55,6 +55,8 @@ class ResultLayers:
         The part of it.
     later : callable
         Runs a function on the next turn of the event loop.
+    in_order : bool
+        Whether the path is drawn as fixations are made; else when all are there.
     """
 
     def __init__(
@@ -64,12 +66,14 @@ class ResultLayers:
         region: Region,
         *,
         later: Callable[[Callable[[], None]], None],
+        in_order: bool = True,
     ) -> None:
         self.viewer = viewer
         self.source = source
         self.region = region
         self._name = source.name
         self._later = later
+        self._in_order = in_order
         self._todo: dict[str, Callable[[], None]] = {}
         self._busy = False
         self._waiting: list[FocusPath] = []
@@ -77,7 +81,10 @@ class ResultLayers:
         self._plane = -1
         self._fraction = 0.0
         self._stretches = 0
-        self._first = self.layer("instances") is None
+        self._top = 1.0
+        # What the user chose to see of classes and instances; objects at first.
+        self._shown = {"classes": False, "instances": True}
+        self._known = self.layer("instances") is not None
 
     # -- one thing at a time -------------------------------------------------
 
@@ -89,12 +96,14 @@ class ResultLayers:
             self._later(self._next)
 
     def _next(self) -> None:
-        if self._todo:
-            self._todo.pop(next(iter(self._todo)))()
-        if self._todo:
-            self._later(self._next)
-        else:
-            self._busy = False
+        try:
+            if self._todo:
+                self._todo.pop(next(iter(self._todo)))()
+        finally:  # one piece that fails must not hold up the others
+            if self._todo:
+                self._later(self._next)
+            else:
+                self._busy = False
 
     @property
     def idle(self) -> bool:
@@ -105,9 +114,11 @@ class ResultLayers:
 
     def layer(self, role: str) -> Layer | None:
         """Find the layer of a role, if it is there."""
-        return layers.find(self.viewer.layers, self._name, role)
+        return layers.find(self.viewer.layers, self._name, role, ndim=self.source.ndim)
 
-    def prepare(self, started: Started, then: Callable[[], None]) -> None:
+    def prepare(
+        self, started: Started, then: Callable[[], None], *, live: bool
+    ) -> None:
         """Make the layers that are missing, and empty the path of an earlier run.
 
         A new layer costs napari a tenth of a second or more, so this is done
@@ -119,19 +130,24 @@ class ResultLayers:
             What the run told of itself.
         then : callable
             Called when all layers are there.
+        live : bool
+            Show the classes, which sharpen, in place of the objects of an earlier
+            run.
         """
         sizes = {"overlap": (*started.shape[:-2], *started.scanned)}
         kinds = {"overlap": "f4", "uncertainty": "f4", "classes": "u1"}
         for role in _ROLES:
-            layer = self.layer(role)
-            if layer is not None and layer.ndim == self.source.ndim:
+            if self.layer(role) is not None:
                 continue
             shape = sizes.get(role, started.shape)
             data = None
             if role != "path":
                 data = self._own_axes(np.zeros(shape, kinds.get(role, "i4")))
             self._do(role, partial(self._put, role, data))
+        self._top = float(np.log(started.classes))
         self._do("empty path", self._empty_path)
+        if live:
+            self._do("show", self._show_classes)
         self._do("then", then)
 
     def _empty_path(self) -> None:
@@ -162,9 +178,14 @@ class ResultLayers:
             place=layers.placement(self.source, self.region.offset, **laid),
             **style,
         )
-        if kind == "image":
-            top = float(data.max())
-            layer.contrast_limits = (0, top if top > 0 else 1)
+        if role == "uncertainty":
+            limits = (0.0, self._top)
+        elif role == "overlap":
+            limits = (0.0, max(1.0, float(data.max())))
+        else:
+            return
+        if tuple(layer.contrast_limits) != limits:
+            layer.contrast_limits = limits
 
     def _own_axes(self, array: NDArray[Any]) -> NDArray[Any]:
         """Axes of the source: a single plane of a stack is a stack of one."""
@@ -209,12 +230,25 @@ class ResultLayers:
     def draw_path(self) -> None:
         """Draw the stretch of the path that was walked since the last call."""
         paths, self._waiting = self._waiting, []
-        if not paths:
+        if not paths or not self._in_order:
             return
         points = np.concatenate([self._vertices(p) for p in paths])
         planes = np.concatenate([p.planes for p in paths])
         for plane in np.unique(planes):
             self._extend(points[planes == plane], int(plane))
+
+    def _redraw_path(self, path: FocusPath | None) -> None:
+        """Draw a whole path; a scan by rows tells their order only at its end."""
+        self._waiting, self._last, self._plane = [], None, -1
+        if path is None:
+            return
+        points, steps = self._vertices(path), range(0, len(path), _STRETCH)
+        for start in steps:
+            part = slice(start, start + _STRETCH)
+            self._fraction = start / max(1, len(path))
+            for plane in np.unique(path.planes[part]):
+                of_plane = path.planes[part] == plane
+                self._extend(points[part][of_plane], int(plane))
 
     def _extend(self, points: NDArray[np.float64], plane: int) -> None:
         if plane != self._plane:
@@ -253,7 +287,10 @@ class ResultLayers:
 
     def finish(self, result: Segmentation, note: dict[str, Any]) -> None:
         """Show the result, with everything that made it."""
-        self.draw_path()
+        if self._in_order:
+            self.draw_path()
+        else:
+            self._redraw_path(result.path)
         (overlap,) = result.attention
         for role, array, attention in (
             ("classes", result.labels, None),
@@ -265,14 +302,22 @@ class ResultLayers:
             self._do(
                 role, partial(self._put, role, data, attention=attention, note=note)
             )
-        self._do("objects over classes", self._prefer_instances)
+        self._do("show", self._show_as_before)
         self._do("path", partial(self._note_path, result, note))
 
-    def _prefer_instances(self) -> None:
-        """After a first run, show objects rather than their classes."""
-        classes = self.layer("classes")
-        if self._first and classes is not None:
-            classes.visible = False
+    def _show_classes(self) -> None:
+        for role, visible in (("classes", True), ("instances", False)):
+            layer = self.layer(role)
+            if layer is not None:
+                if self._known:
+                    self._shown[role] = layer.visible
+                layer.visible = visible
+
+    def _show_as_before(self) -> None:
+        for role, visible in self._shown.items():
+            layer = self.layer(role)
+            if layer is not None:
+                layer.visible = visible
 
     def _note_path(self, result: Segmentation, note: dict[str, Any]) -> None:
         layer = self.layer("path")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.layers import Image
-from qtpy.QtCore import QTimer
+from qtpy.QtCore import QEvent, QTimer
 from qtpy.QtWidgets import (
     QCheckBox,
     QComboBox,
@@ -58,13 +58,12 @@ class SegmentDock(QWidget):
         self._timer = QTimer(self)
         self._timer.setInterval(int(_REDRAW * 1000))
         self._timer.timeout.connect(self._redraw)
-        for event in ("inserted", "removed", "reordered"):
-            getattr(self.viewer.layers.events, event).connect(self._list_images)
+        # napari calls reset_choices when layers come and go, not when they are renamed.
+        self.viewer.layers.events.renamed.connect(self._list_images)
         self.viewer.layers.selection.events.active.connect(self._follow_selection)
-        self.session.changed.connect(self._show_model)
+        self.session.changed.connect(self._enable)
         self._list_images()
         self._follow_selection()
-        self._show_model()
 
     def _build(self) -> None:
         self.picker = ModelPicker(self.session)
@@ -136,25 +135,22 @@ class SegmentDock(QWidget):
         self._list_images()
 
     def _list_images(self, event: Any = None) -> None:
-        chosen = self.images.currentText()
-        names = [
-            layer.name
-            for layer in self.viewer.layers
-            if isinstance(layer, Image) and layers.own(layer) is None
-        ]
+        chosen = self.images.currentData()
         self.images.blockSignals(True)
         self.images.clear()
-        self.images.addItems(names)
-        if chosen in names:
-            self.images.setCurrentText(chosen)
+        for layer in self.viewer.layers:
+            if isinstance(layer, Image) and layers.own(layer) is None:
+                self.images.addItem(layer.name, layer.unique_id)
+        self.images.setCurrentIndex(max(0, self.images.findData(chosen)))
         self.images.blockSignals(False)
         self._offer_regions()
         self._enable()
 
     def _follow_selection(self, event: Any = None) -> None:
         active = self.viewer.layers.selection.active
-        if isinstance(active, Image) and layers.own(active) is None:
-            self.images.setCurrentText(active.name)
+        index = self.images.findData(getattr(active, "unique_id", None))
+        if index >= 0:
+            self.images.setCurrentIndex(index)
 
     def _offer_regions(self, index: int = 0) -> None:
         layer = self._layer()
@@ -166,13 +162,12 @@ class SegmentDock(QWidget):
             self.region.addItems(options)
             self.region.setCurrentText(chosen if chosen in options else options[0])
 
-    def _show_model(self) -> None:
-        self._enable()
-
     def _layer(self) -> Image | None:
-        name = self.images.currentText()
-        found = [layer for layer in self.viewer.layers if layer.name == name]
-        return found[0] if found else None
+        chosen = self.images.currentData()
+        for layer in self.viewer.layers:
+            if layer.unique_id == chosen:
+                return layer
+        return None
 
     def _enable(self) -> None:
         running = self.job is not None
@@ -207,7 +202,7 @@ class SegmentDock(QWidget):
         except FoveaError as error:
             self._complain(error)
             return
-        settings = self.settings()
+        settings = self.settings() | {"pixel_size": layers.pixel_size(layer)}
         live = self.live.isChecked()
         shared = self.session
 
@@ -231,13 +226,19 @@ class SegmentDock(QWidget):
 
         self._go = go
         self.results = ResultLayers(
-            self.viewer, layer, region, later=lambda f: QTimer.singleShot(0, f)
+            self.viewer,
+            layer,
+            region,
+            later=lambda f: QTimer.singleShot(0, f),
+            in_order=live and settings["policy"] == "seek",
         )
         self._started = time.perf_counter()
         self._note = {
             "source": layer.name,
             "model_file": str(entry.path),
             "region": self.region.currentText(),
+            "region_offset": list(region.offset),
+            "region_shape": list(np.shape(region.array)),
         }
         self._fraction = 0.0
         self.job = Job(make)
@@ -266,7 +267,8 @@ class SegmentDock(QWidget):
             self.results.preview(event)
             return
         if isinstance(event, Started):
-            self.results.prepare(event, self._layers_are_there)
+            live = self.live.isChecked()
+            self.results.prepare(event, self._layers_are_there, live=live)
         elif isinstance(event, Fixated):
             self.results.fixated(event)
         self._fraction = max(self._fraction, event.fraction)
@@ -316,11 +318,13 @@ class SegmentDock(QWidget):
         self.job = None
         self._enable()
 
-    def closeEvent(self, event: Any) -> None:
-        """Let go of a running job when the dock goes away."""
-        if self.job is not None:
-            self.job.quit()
-        super().closeEvent(event)
+    def changeEvent(self, event: Any) -> None:
+        """Let go of a running job when napari takes the dock away."""
+        super().changeEvent(event)
+        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
+            self._timer.stop()
+            if self.job is not None:
+                self.job.quit()
 
 
 def _duration(seconds: float) -> str:
