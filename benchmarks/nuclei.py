@@ -10,6 +10,9 @@ import argparse
 import csv
 import time
 from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,16 +34,27 @@ def main() -> None:
     parser.add_argument("--model", default="retina-nuclei")
     parser.add_argument("--every", type=int, default=1, help="take every n-th image")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument(
+        "--write", type=Path, help="save the model with its scores in its provenance"
+    )
     arguments = parser.parse_args()
     with (DATA / "nuclei" / "index.csv").open() as file:
         rows = [r for r in csv.DictReader(file) if r["split"] == "val"]
     model = Model.load(arguments.model)
     for way in arguments.ways:
-        evaluate(model, rows[:: arguments.every], way)
+        scores = evaluate(model, rows[:: arguments.every], way)
+        if arguments.write and way == "seek":
+            made = {
+                **model.provenance,
+                "validation_dice": scores["all"]["dice"]["mean"],
+                "validation_images": scores["all"]["images"],
+                "validation": scores,
+            }
+            replace(model, provenance=made).save(arguments.write, half=True)
 
 
-def evaluate(model: Model, rows: list[dict[str, str]], way: str) -> None:
-    """Segment every image one way and print the figures."""
+def evaluate(model: Model, rows: list[dict[str, str]], way: str) -> dict[str, Any]:
+    """Segment every image one way, print and return the figures."""
     scores = defaultdict(list)
     started = time.perf_counter()
     for row in rows:
@@ -73,6 +87,7 @@ def evaluate(model: Model, rows: list[dict[str, str]], way: str) -> None:
         "nuclei",
         {"model": model.name, "way": way, "scores": figures, "seconds": seconds},
     )
+    return figures
 
 
 if __name__ == "__main__":

@@ -14,10 +14,19 @@ from napari_fovea.errors import ImageError
     ("sample", "shape"), [("ihc", (512, 512, 3)), ("cell", (660, 550))]
 )
 def test_images_that_come_along(sample: str, shape: tuple[int, ...]) -> None:
-    ((array, settings, kind),) = getattr(sample_data, sample)()
+    (array, settings, kind), *others = getattr(sample_data, sample)()
     assert array.shape == shape
     assert settings["name"] == sample
     assert kind == "image"
+    assert all(other.shape == shape[:2] for other, _, _ in others)
+
+
+def test_haematoxylin_is_where_tissue_is_blue() -> None:
+    (image, _, _), (nuclei, _, _) = sample_data.ihc()
+    red, _, blue = image.astype(float).transpose(2, 0, 1)
+    blueish, brown, white = blue - red > 20, red - blue > 80, image.min(-1) > 220
+    assert nuclei[blueish].mean() > 4 * nuclei[brown].mean()
+    assert nuclei[blueish].mean() > 4 * nuclei[white].mean()
 
 
 def test_synthetic_nuclei_come_with_the_truth() -> None:

@@ -190,8 +190,10 @@ def test_events_tell_what_happens(tiny: Model, picture: np.ndarray) -> None:
     np.testing.assert_array_equal(walked, result.path.corners)
     assert all(0 <= e.fraction <= 1 for e in fixated)
     assert previews[-1].labels.shape == picture.shape
-    np.testing.assert_array_equal(previews[-1].labels, result.labels)
-    assert (previews[0].labels != previews[-1].labels).any(), "the map sharpens"
+    far, near = (
+        np.mean(p.labels != result.labels) for p in (previews[0], previews[-1])
+    )
+    assert near < far, "the map sharpens"
     with pytest.raises(FrozenInstanceError):
         fixated[0].done = 3  # type: ignore[misc]
 

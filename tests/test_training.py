@@ -264,17 +264,6 @@ def test_light_varies_within_bounds_and_by_seed() -> None:
     torch.testing.assert_close(varied[:, 0], varied[:, 2]), "gray stays gray"
 
 
-def test_hues_turn_and_gray_stays() -> None:
-    from napari_fovea.training.augment import _hue_rotation
-
-    turn = _hue_rotation(torch.tensor([0.0, 2 * np.pi / 3, 1.0]))
-    torch.testing.assert_close(turn[0], torch.eye(3))
-    red = torch.tensor([1.0, 0, 0])
-    torch.testing.assert_close(turn[1] @ red, torch.tensor([0.0, 1, 0]))
-    torch.testing.assert_close(turn @ torch.ones(3), torch.ones(3, 3))
-    torch.testing.assert_close(turn[2] @ turn[2].T, torch.eye(3))
-
-
 # -- from folders ----------------------------------------------------------------
 
 

@@ -437,9 +437,12 @@ def test_docks_open_from_the_menu_with_the_models_that_ship(
     qtbot.waitUntil(lambda: model.session.chosen is not None, timeout=20_000)
     assert model.models.currentText().startswith("retina-nuclei")
     assert segment.session is model.session
+    viewer.open_sample("napari-fovea", "cell")
     viewer.open_sample("napari-fovea", "synthetic")
+    viewer.layers.selection.active = viewer.layers["nuclei"]
     assert segment.images.currentText() == "nuclei"
     run(segment, qtbot)
+    assert segment.images.currentText() == "nuclei", "it stays what it was"
     truth = viewer.layers["nuclei truth"].data > 0
     mask = made(viewer, "nuclei")["classes"].data > 0
     assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > 0.85

@@ -61,6 +61,20 @@ def describe(device: torch.device) -> str:
 
 
 @contextmanager
+def leaving_a_core() -> Iterator[None]:
+    """Compute with one thread less than there are, so that a window can repaint.
+
+    Holds for the calling thread.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, before - 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def exact_training() -> Iterator[None]:
     """Ask torch for algorithms that give the same bits every time, where it can."""
     before = torch.are_deterministic_algorithms_enabled()

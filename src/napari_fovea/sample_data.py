@@ -19,10 +19,20 @@ LayerData = tuple[Any, dict[str, Any], str]
 
 
 def ihc() -> list[LayerData]:
-    """Immunohistochemistry of colonic glands, (512, 512, 3), from scikit-image."""
-    from skimage import data
+    """Immunohistochemistry of colonic glands, (512, 512, 3), from scikit-image.
 
-    return [(data.immunohistochemistry(), {"name": "ihc", "rgb": True}, "image")]
+    A second, hidden layer holds what colour deconvolution finds of haematoxylin,
+    the stain of the nuclei, without the brown of the marked tissue.
+    """
+    from skimage import color, data
+
+    image = data.immunohistochemistry()
+    nuclei = color.rgb2hed(image)[..., 0].astype(np.float32)
+    stain = {"name": "ihc haematoxylin", "visible": False}
+    return [
+        (image, {"name": "ihc", "rgb": True}, "image"),
+        (nuclei, stain, "image"),
+    ]
 
 
 def cell() -> list[LayerData]:

@@ -39,7 +39,7 @@ def default_budget(shape: tuple[int, int], *, d: int) -> int:
     subareas of side ``d`` are needed to cover the image.
     """
     tiles = math.prod(math.ceil(n / d) for n in shape)
-    return max(tiles, math.ceil(math.prod(shape) * BUDGET_PER_PIXEL))
+    return max(tiles, math.floor(math.prod(shape) * BUDGET_PER_PIXEL))
 
 
 def scanning(

@@ -32,9 +32,6 @@ class Augmentation:
         Largest shift of intensities, either way.
     colour : float
         Largest relative gain and shift of single channels.
-    hue : float
-        Probability of turning the hues of a colour image by any angle: stains
-        come in all of them.
     invert : float
         Probability of turning dark into bright.
     gray : float
@@ -51,7 +48,6 @@ class Augmentation:
     gain: tuple[float, float] = (0.6, 1.4)
     offset: float = 0.1
     colour: float = 0.15
-    hue: float = 0.3
     invert: float = 0.1
     gray: float = 0.15
     noise: float = 0.08
@@ -146,9 +142,6 @@ def vary_light(
     x = x * (1 + amount * uniform(-1, 1, b, c, 1, 1)) + amount * uniform(
         -1, 1, b, c, 1, 1
     )
-    if c == 3:
-        angle = uniform(-math.pi, math.pi, b) * chance(augmentation.hue).flatten()
-        x = torch.einsum("bij,bjhw->bihw", _hue_rotation(angle), x)
     x = torch.where(chance(augmentation.invert), 1 - x, x)
     soft = chance(0.3).flatten()
     if augmentation.blur and soft.any():
@@ -158,13 +151,6 @@ def vary_light(
     noise = torch.where(coloured, noise, gray_noise)
     sigma = uniform(0, augmentation.noise, b, 1, 1, 1) * chance(0.5)
     return (x + sigma * noise).clamp(-0.5, 2.0)
-
-
-def _hue_rotation(angle: torch.Tensor) -> torch.Tensor:
-    """Rotations (B, 3, 3) about the gray axis by angles (B,); gray stays gray."""
-    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
-    across = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
-    return cos * torch.eye(3) + sin * across + (1 - cos) / 3
 
 
 def _blur(images: torch.Tensor, sigma: float) -> torch.Tensor:

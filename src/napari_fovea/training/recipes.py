@@ -79,7 +79,6 @@ RECIPES: dict[str, Recipe] = {
             gain=(1.0, 1.0),
             offset=0.0,
             colour=0.0,
-            hue=0.0,
             invert=0.0,
             gray=0.0,
             noise=0.0,

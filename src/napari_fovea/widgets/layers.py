@@ -21,7 +21,7 @@ KEY = "napari-fovea"
 
 # Ids of layers that the plugin made: a copy that the user makes of one has the
 # same metadata, but belongs to the user.
-_MADE: set[object] = set()
+_MADE: set[str] = set()
 
 WHOLE, PLANE, VIEW = "Whole image", "Current plane", "In view"
 """Regions of a layer that can be segmented."""
@@ -161,7 +161,7 @@ def _data_to_physical(source: Layer, point: NDArray[np.float64]) -> NDArray[np.f
 def own(layer: Layer) -> dict[str, Any] | None:
     """Return what the plugin keeps about a layer of its own; None for the user's."""
     note = layer.metadata.get(KEY)
-    mine = layer.unique_id in _MADE and isinstance(note, dict)
+    mine = str(layer.unique_id) in _MADE and isinstance(note, dict)
     return note if mine else None
 
 
@@ -218,7 +218,7 @@ def put(
         style["ndim"] = len(place["scale"])
     add = getattr(viewer, f"add_{kind}")
     layer = add(data, name=title, metadata=metadata, **place, **style)
-    _MADE.add(layer.unique_id)
+    _MADE.add(str(layer.unique_id))
     return layer
 
 

@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from napari_fovea.retina import FocusPath
     from napari_fovea.widgets.layers import Region
 
-_STRETCH = 64  # vertices of one shape of the path
+_STRETCH = 256  # vertices of one shape of the path
 
 _HEAT = {"blending": "additive", "opacity": 0.8, "visible": False}
 _ROLES: dict[str, tuple[str, str, dict[str, Any]]] = {
     # role: kind of layer, what its name ends in, how it looks at first
     "overlap": ("image", "overlap", {"colormap": "inferno", **_HEAT}),
     "uncertainty": ("image", "uncertainty", {"colormap": "magma", **_HEAT}),
-    "path": ("shapes", "focus path", {"opacity": 0.7, "face_color": "transparent"}),
+    "path": ("shapes", "focus path", {"opacity": 0.5, "face_color": "transparent"}),
     "classes": ("labels", "classes", {"opacity": 0.45}),
     "instances": ("labels", "instances", {"opacity": 0.5}),
 }

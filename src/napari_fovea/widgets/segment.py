@@ -33,8 +33,8 @@ from napari_fovea.widgets.session import Session, session
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-_REDRAW = 0.25
-"""Seconds between redraws of the path while a scan runs."""
+_REDRAW = 0.4
+"""Seconds between redraws of the map and the path while a scan runs."""
 
 
 class SegmentDock(QWidget):
@@ -140,7 +140,7 @@ class SegmentDock(QWidget):
         self.images.clear()
         for layer in self.viewer.layers:
             if isinstance(layer, Image) and layers.own(layer) is None:
-                self.images.addItem(layer.name, layer.unique_id)
+                self.images.addItem(layer.name, str(layer.unique_id))
         self.images.setCurrentIndex(max(0, self.images.findData(chosen)))
         self.images.blockSignals(False)
         self._offer_regions()
@@ -148,7 +148,7 @@ class SegmentDock(QWidget):
 
     def _follow_selection(self, event: Any = None) -> None:
         active = self.viewer.layers.selection.active
-        index = self.images.findData(getattr(active, "unique_id", None))
+        index = self.images.findData(str(getattr(active, "unique_id", "")))
         if index >= 0:
             self.images.setCurrentIndex(index)
 
@@ -165,7 +165,7 @@ class SegmentDock(QWidget):
     def _layer(self) -> Image | None:
         chosen = self.images.currentData()
         for layer in self.viewer.layers:
-            if layer.unique_id == chosen:
+            if str(layer.unique_id) == chosen:
                 return layer
         return None
 
@@ -209,6 +209,7 @@ class SegmentDock(QWidget):
         go = threading.Event()
 
         def make(cancelled: Any) -> Generator[Any, None, Any]:
+            from napari_fovea.device import leaving_a_core
             from napari_fovea.inference import segment
 
             run = segment(
@@ -222,7 +223,8 @@ class SegmentDock(QWidget):
             yield next(run)  # the image is good: layers may be made for it
             while not go.wait(0.05) and not cancelled():
                 pass
-            return (yield from run)
+            with leaving_a_core():
+                return (yield from run)
 
         self._go = go
         self.results = ResultLayers(
