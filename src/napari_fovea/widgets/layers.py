@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from napari.layers import Image, Labels, Shapes
 
 from napari_fovea.errors import ImageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from napari.layers import Image, Layer
+    from napari.layers import Layer
     from numpy.typing import NDArray
 
 KEY = "napari-fovea"
@@ -22,6 +23,8 @@ KEY = "napari-fovea"
 # Ids of layers that the plugin made: a copy that the user makes of one has the
 # same metadata, but belongs to the user.
 _MADE: set[str] = set()
+
+_KINDS = {"image": Image, "labels": Labels, "shapes": Shapes}
 
 WHOLE, PLANE, VIEW = "Whole image", "Current plane", "In view"
 """Regions of a layer that can be segmented."""
@@ -216,10 +219,9 @@ def put(
         return layer
     if kind == "shapes":
         style["ndim"] = len(place["scale"])
-    add = getattr(viewer, f"add_{kind}")
-    layer = add(data, name=title, metadata=metadata, **place, **style)
-    _MADE.add(str(layer.unique_id))
-    return layer
+    layer = _KINDS[kind](data, name=title, metadata=metadata, **place, **style)
+    _MADE.add(str(layer.unique_id))  # ours, before the viewer tells of it
+    return viewer.add_layer(layer)
 
 
 def move(layer: Layer, place: dict[str, Any]) -> None:
