@@ -6,12 +6,10 @@ import datetime
 import math
 import platform
 import time
-from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from napari_fovea import device as devices
 from napari_fovea.errors import ImageError, ModelError
@@ -21,12 +19,10 @@ from napari_fovea.images import (
     resize,
     to_tensor,
 )
-from napari_fovea.inference.instances import separate
+from napari_fovea.inference.assembly import Assembly, preview
 from napari_fovea.inference.result import (
-    AttentionMap,
     Event,
     Fixated,
-    Preview,
     Segmentation,
     Separating,
     Started,
@@ -47,14 +43,14 @@ from napari_fovea.retina import (
     Raster,
     Scan,
     Seek,
-    entropy,
 )
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Generator
 
-    from numpy.typing import ArrayLike, NDArray
+    import torch
+    from numpy.typing import ArrayLike
 
 _MOST_RESIZING = 16
 _PREVIEW_SHARE = 3  # previews of large images take at most a quarter of the time
@@ -154,7 +150,7 @@ def segment(
     expected = _object_diameter(model, factor, diameter)
     limits = model.normalisation.limits(planes)
     yield Started((*planes.lead, *planes.shape), shape, len(model.classes))
-    store = _Store(planes, classes=len(model.classes), shape=shape)
+    store = Assembly(planes, classes=len(model.classes), shape=shape)
     network = inference_network(model, where)
     stopped = False
     for index, plane in enumerate(planes):
@@ -191,7 +187,7 @@ def segment(
                     preview_every, _PREVIEW_SHARE * cost
                 ):
                     seen = fused.read_out(looked.votes, config.grid)
-                    yield _preview(model, seen, looked.overlap, index, planes)
+                    yield preview(model, seen, looked.overlap, index, planes)
                     last = time.perf_counter()
                     cost = last - now
         except StopIteration as end:
@@ -236,116 +232,6 @@ def complete(run: Generator[Any, None, Any]) -> Any:
             next(run)
     except StopIteration as end:
         return end.value
-
-
-class _Store:
-    """Collects the planes of a result at the image's own size."""
-
-    def __init__(self, planes: Planes, *, classes: int, shape: tuple[int, int]) -> None:
-        n, (height, width) = len(planes), planes.shape
-        self._lead = planes.lead
-        self._labels = np.zeros((n, height, width), dtype=np.uint8)
-        self._probabilities = np.zeros((classes, n, height, width), dtype=np.float32)
-        self._probabilities[0] = 1
-        self._uncertainty = np.zeros((n, height, width), dtype=np.float32)
-        self._instances = np.zeros((n, height, width), dtype=np.int32)
-        self._overlap = np.zeros((n, *shape), dtype=np.float32)
-        self._paths: list[FocusPath] = []
-        self._objects = 0
-
-    def add(
-        self,
-        index: int,
-        model: Model,
-        scanned: Scan,
-        *,
-        scale: tuple[float, float],
-        diameter: float | None,
-    ) -> None:
-        size = (self._labels.shape[1], self._labels.shape[2])
-        outputs = resize(scanned.probabilities, size)
-        classes = _classes(model, scanned.probabilities, scanned.overlap, size)
-        labels = _most_probable(classes)
-        interior = None
-        if model.border is not None:
-            interior = (1 - outputs[0] - outputs[model.border]).cpu().numpy()
-        objects = separate(labels, interior=interior, diameter=diameter)
-        self._labels[index] = labels
-        self._probabilities[:, index] = classes.cpu().numpy()
-        self._uncertainty[index] = entropy(classes).cpu().numpy()
-        self._instances[index] = np.where(objects, objects + self._objects, 0)
-        self._objects += int(objects.max(initial=0))
-        self._overlap[index] = scanned.overlap.cpu().numpy()
-        plane = np.full(len(scanned.path), index)
-        self._paths.append(replace(scanned.path, scale=scale, planes=plane))
-
-    def path(self, *, grid_of: RetinaConfig) -> FocusPath:
-        def joined(field: str, empty: NDArray[Any]) -> NDArray[Any]:
-            return np.concatenate([empty, *(getattr(p, field) for p in self._paths)])
-
-        return FocusPath(
-            corners=joined("corners", np.zeros((0, 2), np.int64)),
-            entropies=joined("entropies", np.zeros(0, np.float32)),
-            steps=joined("steps", np.zeros(0, np.int64)),
-            grid=grid_of.grid,
-            scale=self._paths[0].scale if self._paths else (1.0, 1.0),
-            planes=joined("planes", np.zeros(0, np.int64)),
-        )
-
-    def result(self, path: FocusPath, provenance: dict[str, Any]) -> Segmentation:
-        def own(array: NDArray[Any], before: int = 0) -> NDArray[Any]:
-            head, tail = array.shape[:before], array.shape[before + 1 :]
-            return array.reshape(*head, *self._lead, *tail)
-
-        height, width = self._labels.shape[1:]
-        overlap = AttentionMap.over(
-            "overlap", own(self._overlap), shape=(height, width)
-        )
-        return Segmentation(
-            labels=own(self._labels),
-            probabilities=own(self._probabilities, before=1),
-            uncertainty=own(self._uncertainty),
-            instances=own(self._instances),
-            path=path,
-            attention=(overlap,),
-            provenance=provenance,
-        )
-
-
-def _classes(
-    model: Model,
-    outputs: torch.Tensor,
-    overlap: torch.Tensor,
-    size: tuple[int, int],
-) -> torch.Tensor:
-    """Class probabilities (K, *size); uniform where the scan has not looked."""
-    classes = model.class_probabilities(outputs)
-    # A class of two outputs would otherwise win wherever nothing is known.
-    classes = torch.where(overlap > 0, classes, 1 / len(model.classes))
-    return resize(classes, size)
-
-
-def _most_probable(classes: torch.Tensor) -> NDArray[np.uint8]:
-    """Class of each pixel; where background is as probable as any, background."""
-    labels = classes.argmax(0)
-    labels[classes[0] >= classes.amax(0)] = 0
-    return labels.to(torch.uint8).cpu().numpy()
-
-
-def _preview(
-    model: Model,
-    outputs: torch.Tensor,
-    overlap: torch.Tensor,
-    index: int,
-    planes: Planes,
-) -> Preview:
-    classes = _classes(model, outputs, overlap, planes.shape)
-    return Preview(
-        index,
-        _most_probable(classes),
-        entropy(classes).cpu().numpy(),
-        AttentionMap.over("overlap", overlap.cpu().numpy().copy(), shape=planes.shape),
-    )
 
 
 def _policy(policy: Any) -> Policy:
