@@ -169,10 +169,13 @@ def train(
     val_labels: Annotated[
         Path | None, typer.Option(help="Labels of those images, same stems.")
     ] = None,
-    recipe: Annotated[str, typer.Option(help="How to train.")] = "retina-small",
+    recipe: Annotated[
+        str, typer.Option(help="How to train; 'recipes' lists them.")
+    ] = "retina-small",
     config: Annotated[
-        str, typer.Option(help="Network settings: paper, small, or JSON over small.")
-    ] = "small",
+        str | None,
+        typer.Option(help="Network settings: a name, or JSON over the recipe's."),
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="Name of the model; by default the file's.")
     ] = None,
@@ -194,31 +197,58 @@ def train(
     channels: Annotated[int, typer.Option(min=1, max=4)] = 3,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
     views: Annotated[
-        int | None, typer.Option(min=1, help="Subareas shown per epoch.")
+        int | None, typer.Option(min=1, help="Crops shown per epoch.")
     ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
     learning_rate: Annotated[float | None, typer.Option(min=0)] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="Another loss, such as focal-tversky.")
+    ] = None,
+    backbone: Annotated[
+        Path | None, typer.Option(help="ResNet weights to start mask-rcnn from.")
+    ] = None,
     start: Annotated[
         str | None, typer.Option(help="Start from this model's weights.")
     ] = None,
     seed: Annotated[int, typer.Option()] = 0,
     device: Annotated[str, typer.Option()] = "auto",
     precision: Annotated[
-        str, typer.Option(help="float32, or bfloat16 where the processor has it.")
+        str, typer.Option(help="float32, bfloat16 or float16.")
     ] = "float32",
+    accumulate: Annotated[
+        int, typer.Option(min=1, help="Parts of a batch, to save memory.")
+    ] = 1,
+    devices: Annotated[int, typer.Option(min=1, help="Processes of this machine.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
     note: Annotated[
         str, typer.Option(help="What the data are, for the model's provenance.")
     ] = "",
 ) -> None:
     """Train a model. Run it again after a break: it goes on where it was."""
-    from napari_fovea.training.run import train_retina
+    from napari_fovea.training.fit import LossNotFinite, launch
+    from napari_fovea.training.run import Labelling
+    from napari_fovea.training.run import train as run
 
     if output.suffix != ".safetensors":
         raise FoveaError(
             f"The model file is called {output.name}; expected a name ending in "
             ".safetensors: rename it."
         )
+    changes = {
+        "epochs": epochs,
+        "views": views,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "loss": loss,
+    }
+    fabric = None
+    if devices * nodes > 1:
+        fabric = launch(
+            accelerator=device, devices=devices, nodes=nodes, precision=precision
+        )
+    first = fabric is None or fabric.is_global_zero
     checkpoint = output.with_name(f"{output.name}.checkpoint")
-    events = train_retina(
+    events = run(
         images,
         labels,
         val_images=val_images,
@@ -226,26 +256,35 @@ def train(
         recipe=recipe,
         config=config,
         name=name or output.stem,
-        classes=("background", *(c.strip() for c in classes.split(","))),
-        from_instances=labels_are is LabelKind.instances,
-        border=border,
-        ignore=ignore,
+        labelling=Labelling(
+            classes=("background", *(c.strip() for c in classes.split(","))),
+            from_instances=labels_are is LabelKind.instances,
+            border=border,
+            ignore=ignore,
+        ),
         pixel_size=pixel_size,
         channels=channels,
-        epochs=epochs,
-        views=views,
-        learning_rate=learning_rate,
+        changes={k: v for k, v in changes.items() if v is not None},
         start=start,
+        backbone=backbone,
         seed=seed,
         device=device,
         precision=precision,
+        accumulate=accumulate,
+        fabric=fabric,
         note=note,
         checkpoint=checkpoint,
     )
-    model = _train(events)
-    model.save(output, half=True)
-    checkpoint.unlink(missing_ok=True)
-    _out.print(f"saved {output}, {output.stat().st_size / 1e6:.1f} MB")
+    try:
+        model = _train(events, quiet=not first)
+    except LossNotFinite as error:
+        if first:
+            error.trained.model.save(output, half=True)
+        raise
+    if first:
+        model.save(output, half=True)
+        checkpoint.unlink(missing_ok=True)
+        _out.print(f"saved {output}, {output.stat().st_size / 1e6:.1f} MB")
 
 
 @app.command()
@@ -319,20 +358,30 @@ def _follow(events: Any, progress: Progress, bar: Any) -> Segmentation:
     return result
 
 
-def _train(events: Any) -> Model:
+def _train(events: Any, *, quiet: bool = False) -> Model:
     model: Model
     try:
         while True:
             end = next(events)
-            left = end.seconds * (end.epochs - end.epoch)
+            if quiet:
+                continue
             score = f", score {end.score:.4f}" if end.score is not None else ""
             typer.echo(
                 f"epoch {end.epoch}/{end.epochs}: loss {end.loss:.4f}{score}, "
-                f"{end.seconds:.0f} s, about {left / 60:.0f} min left"
+                f"{end.seconds:.0f} s, {_duration(end.seconds_left)} left"
             )
     except StopIteration as stop:
         model = stop.value
     return model
+
+
+def _duration(seconds: float) -> str:
+    """Tell a time roughly, as people do."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 def _distinct_stems(paths: list[Path]) -> list[str]:

@@ -35,9 +35,10 @@ class _NormalisationHeader(BaseModel):
 
 
 class ScanHeader(BaseModel):
-    """How a retina model likes to be scanned."""
+    """How a model likes to look; see `Model`."""
 
-    policy: Literal["seek", "raster"] = "seek"
+    policy: Literal["seek", "raster"] | None = None
+    tile: int | None = Field(None, ge=32, le=8192)
 
 
 class Header(BaseModel):
@@ -147,7 +148,7 @@ def load(path: str | os.PathLike[str]) -> Model:
             normalisation=Normalisation(**header.normalisation.model_dump()),
             object_diameter=header.object_diameter,
             pixel_size=header.pixel_size,
-            scan=header.scan.model_dump(),
+            scan=header.scan.model_dump(exclude_none=True),
             provenance=header.provenance,
         )
     except FoveaError as error:

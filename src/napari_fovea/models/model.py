@@ -41,7 +41,8 @@ class Model:
     pixel_size : float or None
         Size of the pixels it was trained on, in micrometres.
     scan : mapping
-        The ``policy`` that suits it, for retina networks.
+        How it likes to look: the ``policy`` that suits a retina network, the
+        ``tile`` in pixels that a network was trained on which should see no more.
     provenance : mapping
         What it was trained on, how, when, and how well it does.
     """
@@ -79,7 +80,7 @@ class Model:
     @property
     def system(self) -> str:
         """Which of the five systems it is, ``"S0"`` to ``"S4"``."""
-        return system_of(name_of(self.network))
+        return system_of(name_of(self.network), self.config.model_dump())
 
     @property
     def channels(self) -> int:

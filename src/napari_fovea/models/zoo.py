@@ -43,7 +43,7 @@ class Entry:
     @property
     def system(self) -> str:
         """``"S0"`` to ``"S4"``."""
-        return system_of(self.header.network)
+        return system_of(self.header.network, self.header.config)
 
     @property
     def megabytes(self) -> float:
@@ -63,7 +63,7 @@ class Entry:
             "pixel_size": header.pixel_size,
             "file": str(self.path),
             "megabytes": round(self.megabytes, 2),
-            "scan": header.scan.model_dump(),
+            "scan": header.scan.model_dump(exclude_none=True),
             "provenance": header.provenance,
         }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
@@ -10,7 +10,7 @@ from torch import nn
 from napari_fovea.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 
 class NetworkConfig(BaseModel):
@@ -24,11 +24,23 @@ class NetworkConfig(BaseModel):
 
 Network = TypeVar("Network", bound=type[nn.Module])
 
-_NETWORKS: dict[str, tuple[type[nn.Module], type[NetworkConfig], str]] = {}
+
+class _Entry(NamedTuple):
+    network: type[nn.Module]
+    config: type[NetworkConfig]
+    system: str
+    configs: dict[str, dict[str, object]]
+
+
+_NETWORKS: dict[str, _Entry] = {}
 
 
 def register(
-    name: str, config: type[NetworkConfig], *, system: str
+    name: str,
+    config: type[NetworkConfig],
+    *,
+    system: str,
+    configs: dict[str, dict[str, object]] | None = None,
 ) -> Callable[[Network], Network]:
     """Make a network buildable by ``name`` from its configuration.
 
@@ -40,10 +52,12 @@ def register(
         The configuration's class.
     system : str
         Which of the five systems it belongs to, ``"S0"`` to ``"S4"``.
+    configs : dict, optional
+        Named settings, such as ``"paper"`` and ``"small"``.
     """
 
     def add(network: Network) -> Network:
-        _NETWORKS[name] = (network, config, system)
+        _NETWORKS[name] = _Entry(network, config, system, configs or {})
         return network
 
     return add
@@ -54,15 +68,20 @@ def network_names() -> tuple[str, ...]:
     return tuple(sorted(_NETWORKS))
 
 
-def system_of(name: str) -> str:
-    """System of a registered network, ``"S0"`` to ``"S4"``."""
-    return _entry(name)[2]
+def system_of(name: str, settings: Mapping[str, Any] | None = None) -> str:
+    """System of a registered network, ``"S0"`` to ``"S4"``.
+
+    That of an ensemble is its members', whom its settings name.
+    """
+    if settings and "member" in settings:
+        return system_of(settings["member"])
+    return _entry(name).system
 
 
 def name_of(network: nn.Module) -> str:
     """Name under which a network's class was registered."""
-    for name, (cls, _, _) in _NETWORKS.items():
-        if type(network) is cls:
+    for name, entry in _NETWORKS.items():
+        if type(network) is entry.network:
             return name
     raise ModelError(
         f"{type(network).__name__} is not a registered network; expected one of "
@@ -85,9 +104,9 @@ def validate(name: str, config: dict[str, Any]) -> NetworkConfig:
     ModelError
         If the name is unknown or a setting is out of range.
     """
-    _, config_cls, _ = _entry(name)
+    entry = _entry(name)
     try:
-        return config_cls.model_validate(config)
+        return entry.config.model_validate(config)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "configuration"
@@ -98,11 +117,16 @@ def validate(name: str, config: dict[str, Any]) -> NetworkConfig:
 
 def build(name: str, config: dict[str, Any] | NetworkConfig) -> nn.Module:
     """Build a network with fresh weights; see `validate`."""
-    cls, _, _ = _entry(name)
-    return cls(validate(name, config) if isinstance(config, dict) else config)
+    network = _entry(name).network
+    return network(validate(name, config) if isinstance(config, dict) else config)
 
 
-def _entry(name: str) -> tuple[type[nn.Module], type[NetworkConfig], str]:
+def named_configs(name: str) -> dict[str, dict[str, object]]:
+    """Named settings of a network, such as ``"paper"`` and ``"small"``."""
+    return dict(_entry(name).configs)
+
+
+def _entry(name: str) -> _Entry:
     if name not in _NETWORKS:
         raise ModelError(
             f"There is no network {name!r}; expected one of "

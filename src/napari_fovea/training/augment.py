@@ -54,6 +54,44 @@ class Augmentation:
     blur: float = 1.2
 
 
+@dataclass(frozen=True)
+class Geometry:
+    """Ranges of the random changes of place and shape, made in one resampling.
+
+    Attributes
+    ----------
+    turn : bool
+        Quarter turns.
+    flip : bool
+        Mirror along either axis.
+    rotate : float
+        Largest rotation in degrees, either way.
+    zoom : tuple of float
+        Magnification, drawn on a logarithmic scale.
+    shear : float
+        Largest shear, either way; skew is a shear of both axes.
+    elastic : float
+        Largest displacement of the nodes of a deformed lattice in pixels; 0 for
+        none.
+    spacing : int
+        Pixels between the lattice's nodes.
+    """
+
+    turn: bool = True
+    flip: bool = True
+    rotate: float = 180.0
+    zoom: tuple[float, float] = (0.6, 1.7)
+    shear: float = 0.1
+    elastic: float = 0.0
+    spacing: int = 32
+
+    @property
+    def resamples(self) -> bool:
+        """Whether pixels move by other than whole steps."""
+        still = self.zoom == (1.0, 1.0) and not self.rotate
+        return not still or bool(self.shear) or bool(self.elastic)
+
+
 def sample_view(
     sample: Sample,
     centre: tuple[float, float],

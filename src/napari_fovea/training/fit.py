@@ -7,23 +7,32 @@ import hashlib
 import itertools
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from napari_fovea.device import exact_training, pick
 from napari_fovea.errors import TrainingError
 from napari_fovea.files import replacing
+from napari_fovea.networks.ensemble import gather
+from napari_fovea.training.task import Parts
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
     from pathlib import Path
+
+    from lightning_fabric import Fabric
 
     from napari_fovea.models import Model
     from napari_fovea.training.recipes import Recipe
-    from napari_fovea.training.retina import RetinaTask
+    from napari_fovea.training.task import Task
+
+PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
+"""Precisions to train in; the 16-bit ones are mixed with float32."""
 
 _WARM_UP = 0.03  # share of the steps over which the learning rate rises
 
@@ -44,6 +53,10 @@ class EpochEnd:
         Best score so far.
     seconds : float
         What this epoch took.
+    learning_rate : float
+        The rate of its last step.
+    seconds_left : float
+        Estimate of what the remaining epochs take, from those of this run.
     """
 
     epoch: int
@@ -52,6 +65,8 @@ class EpochEnd:
     score: float | None
     best: float | None
     seconds: float
+    learning_rate: float
+    seconds_left: float
 
 
 @dataclass(frozen=True)
@@ -61,24 +76,51 @@ class Trained:
     Attributes
     ----------
     model : Model
-        The one that scored best, or the last if nothing was scored.
+        The one the recipe chooses: best, last, or an ensemble of the best.
     score : float or None
-        Its validation score.
+        Best validation score.
     """
 
     model: Model
     score: float | None
 
 
+class LossNotFinite(TrainingError):
+    """The loss became NaN or infinite.
+
+    Attributes
+    ----------
+    trained : Trained
+        The best there was before, or the model that training began with.
+    """
+
+    def __init__(self, message: str, trained: Trained) -> None:
+        super().__init__(message)
+        self.trained = trained
+
+
+@dataclass
+class _State:
+    """What changes from epoch to epoch, apart from weights and optimiser."""
+
+    epoch: int = 0
+    best: float | None = None
+    # Score and weights of the checkpoints that will make the model.
+    kept: list[tuple[float, dict[str, torch.Tensor]]] = field(default_factory=list)
+
+
 def fit(
     model: Model,
-    task: RetinaTask,
+    task: Task[Any],
     recipe: Recipe,
     *,
     device: str = "auto",
     seed: int = 0,
     precision: str = "float32",
+    accumulate: int = 1,
+    fabric: Fabric | None = None,
     checkpoint: Path | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> Generator[EpochEnd, None, Trained]:
     """Train a model.
 
@@ -86,7 +128,7 @@ def fit(
     ----------
     model : Model
         Start from these weights; the model that is passed in is left alone.
-    task : RetinaTask
+    task : Task
         Draws batches, computes the loss, scores.
     recipe : Recipe
         Settings.
@@ -95,10 +137,18 @@ def fit(
     seed : int
         For the order of views and dropout.
     precision : str
-        ``"float32"`` or ``"bfloat16"`` for autocast.
+        A name of `PRECISIONS`.
+    accumulate : int
+        Parts into which a batch is divided to save memory.
+    fabric : lightning_fabric.Fabric, optional
+        Launched already, for several processes or machines; see `launch`. It
+        takes the place of device and precision.
     checkpoint : Path, optional
         File that is replaced after every epoch. If it is there, training goes
         on from it, to the same weights as without the break.
+    cancelled : callable
+        Asked after every step; where it says yes, training ends with the best
+        model so far.
 
     Yields
     ------
@@ -108,93 +158,252 @@ def fit(
     Returns
     -------
     Trained
-        The model that scored best, or the last if nothing was scored.
+        The model that the recipe chooses.
 
     Raises
     ------
+    LossNotFinite
+        If the loss is no longer finite; it carries the last good model.
     TrainingError
-        If the loss is no longer finite, or the checkpoint belongs to another
-        run.
+        If the checkpoint belongs to another run, or settings cannot be used.
     """
-    where = pick(device)
+    fabric = fabric or single(device, precision)
+    where = fabric.device
+    parts = Parts(accumulate, fabric.world_size, fabric.global_rank)
+    parts.size(recipe.batch_size)
     network = copy.deepcopy(model.network).to(where).requires_grad_(True)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(network).requires_grad_(False)
-    steps = recipe.steps
-    optimiser = torch.optim.AdamW(
-        network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+    steps = task.steps
+    optimiser = _optimiser(recipe, network)
+    plateau = ReduceLROnPlateau(
+        optimiser,
+        mode="max" if task.validation else "min",
+        factor=recipe.plateau_factor,
+        patience=recipe.patience,
+        threshold=1e-3,
+        threshold_mode="abs",
     )
-    state: dict[str, Any] = {"epoch": 0, "best": None, "weights": None}
+    state = _State()
     run = {
         "recipe": repr(recipe),
         "seed": seed,
         "config": repr(model.config),
-        "precision": precision,
+        "precision": str(fabric._precision.precision),
+        "parts": parts.count,
         "data": task.fingerprint(),
         "start": _digest(model.network),
     }
+    pieces = _Pieces(network, average, optimiser, plateau, task)
     if checkpoint is not None and checkpoint.exists():
-        state = _resume(checkpoint, run, network, average, optimiser, task)
+        state = _resume(checkpoint, run, pieces)
+    wrapped, stepping = fabric.setup(network, optimiser)
 
-    def autocast() -> torch.autocast:
-        return torch.autocast(
-            where.type, torch.bfloat16, enabled=precision == "bfloat16"
-        )
+    def trained() -> Trained:
+        return _result(model, recipe, state)
 
+    times: list[float] = []
     with exact_training():
-        for epoch in range(state["epoch"], recipe.epochs):
+        for epoch in range(state.epoch, recipe.epochs):
             started = time.perf_counter()
-            torch.manual_seed(seed * 1_000_003 + epoch)
-            if recipe.uncertain and recipe.rescan:
-                with autocast():
-                    task.rescan(replace(model, network=average), epoch)
+            # Dropout and samplers differ between processes, as their data do.
+            torch.manual_seed((seed * 1_000_003 + epoch) * 1009 + parts.rank)
+            with fabric.autocast():
+                task.prepare(replace(model, network=average), epoch)
             network.train()
             total = 0.0
-            for i, (crops, classes) in enumerate(task.batches(epoch)):
-                rate = _rate(recipe, epoch * steps + i, recipe.epochs * steps)
-                for group in optimiser.param_groups:
-                    group["lr"] = rate
-                crops = crops.to(where, memory_format=torch.channels_last)
-                with autocast():
-                    logits = network(crops)
-                loss = task.loss(logits, classes.to(where))
-                value = float(loss.detach())
+            for i, batches in enumerate(task.batches(epoch, parts)):
+                if recipe.schedule != "plateau":
+                    rate = _rate(recipe, epoch * steps + i, recipe.epochs * steps)
+                    for group in optimiser.param_groups:
+                        group["lr"] = rate
+                value = 0.0
+                for j, batch in enumerate(batches):
+                    last = j + 1 == len(batches)
+                    with fabric.no_backward_sync(wrapped, enabled=not last):
+                        loss = task.loss(wrapped, batch, where) / len(batches)
+                        fabric.backward(loss)
+                    value += float(loss.detach())
+                value = _mean(fabric, value)
                 if not math.isfinite(value):
-                    raise TrainingError(
-                        f"The loss became {value} in epoch {epoch + 1}; the last good "
-                        f"weights are in {checkpoint or 'the model you started from'}:"
-                        " start anew with a lower learning rate."
+                    raise LossNotFinite(
+                        f"The loss became {value} in epoch {epoch + 1}; expected a "
+                        "finite number: start anew with a lower learning rate. The "
+                        "last good weights are kept.",
+                        trained(),
                     )
+                fabric.clip_gradients(
+                    wrapped, stepping, max_norm=1.0, error_if_nonfinite=False
+                )
+                stepping.step()
                 optimiser.zero_grad(set_to_none=True)
-                torch.autograd.backward(loss)
-                nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-                optimiser.step()
                 _follow(average, network, recipe.averaging, epoch * steps + i)
                 total += value
-            state["epoch"] = epoch + 1
+                if cancelled():
+                    return trained()
+            state.epoch = epoch + 1
             due = (epoch + 1) % recipe.validate_every == 0
             score = None
             if due or epoch + 1 == recipe.epochs:
-                with autocast():
-                    score = task.score(replace(model, network=average))
-            best = state["best"]
-            if score is None or best is None or score >= best:
-                state["best"] = score if score is not None else best
-                if score is not None or best is None:
-                    state["weights"] = copy.deepcopy(average.state_dict())
+                score = _score(fabric, task, replace(model, network=average))
+            _choose(state, recipe, score, average)
+            if recipe.schedule == "plateau" and (
+                score is not None or not task.validation
+            ):
+                plateau.step(total / steps if score is None else score)
             if checkpoint is not None:
-                _keep(checkpoint, run, state, network, average, optimiser, task)
+                if fabric.is_global_zero:
+                    _keep(checkpoint, run, state, pieces)
+                fabric.barrier()
+            times.append(time.perf_counter() - started)
             yield EpochEnd(
                 epoch + 1,
                 recipe.epochs,
                 total / steps,
                 score,
-                state["best"],
-                time.perf_counter() - started,
+                state.best,
+                times[-1],
+                float(optimiser.param_groups[0]["lr"]),
+                sum(times) / len(times) * (recipe.epochs - epoch - 1),
             )
-    average.load_state_dict(state["weights"] or average.state_dict())
-    average.eval().cpu()
-    return Trained(replace(model, network=average), state["best"])
+    return trained()
+
+
+def single(device: str = "auto", precision: str = "float32") -> Fabric:
+    """One process on one device."""
+    where = pick(device)
+    if where.type == "xpu":
+        raise TrainingError(
+            "Training on XPU is not supported; expected cpu, cuda or mps: choose "
+            "another device."
+        )
+    return launch(
+        accelerator=where.type, devices=[where.index or 0], precision=precision
+    )
+
+
+def launch(
+    *,
+    accelerator: str = "auto",
+    devices: int | list[int] = 1,
+    nodes: int = 1,
+    precision: str = "float32",
+) -> Fabric:
+    """Start the processes that train together.
+
+    With more than one, the program is started again for each of the others, as
+    by ``torchrun``, and goes on from here in all of them.
+
+    Parameters
+    ----------
+    accelerator : str
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
+    devices : int or list of int
+        Processes of this machine, or the numbers of its devices.
+    nodes : int
+        Machines. On each, the environment tells ``MASTER_ADDR``, ``MASTER_PORT``
+        and ``NODE_RANK``.
+    precision : str
+        A name of `PRECISIONS`.
+
+    Raises
+    ------
+    TrainingError
+        If there is no such precision.
+    """
+    if precision not in PRECISIONS:
+        raise TrainingError(
+            f"There is no precision {precision!r}; expected one of "
+            f"{', '.join(PRECISIONS)}."
+        )
+    from lightning_fabric import Fabric
+
+    count = devices if isinstance(devices, int) else len(devices)
+    if accelerator == "cpu" or accelerator == "mps":
+        devices = count  # these are not numbered
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=nodes,
+        strategy="ddp" if count * nodes > 1 else "auto",
+        precision=PRECISIONS[precision],  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    return fabric
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """Everything with a state of its own."""
+
+    network: nn.Module
+    average: nn.Module
+    optimiser: torch.optim.Optimizer
+    plateau: ReduceLROnPlateau
+    task: Task[Any]
+
+
+def _optimiser(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
+    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+        "nadam": torch.optim.NAdam,
+        "sgd": partial(torch.optim.SGD, momentum=0.9),
+    }
+    return kinds[recipe.optimiser](
+        network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+    )
+
+
+def _mean(fabric: Fabric, value: float) -> float:
+    """Mean over processes."""
+    if fabric.world_size == 1:
+        return value
+    mean = fabric.all_reduce(torch.tensor(value), reduce_op="mean")
+    assert isinstance(mean, torch.Tensor)
+    return float(mean)
+
+
+def _score(fabric: Fabric, task: Task[Any], model: Model) -> float | None:
+    """Score in the first process, so that all go on from the same number."""
+    score = None
+    if fabric.is_global_zero:
+        with fabric.autocast():
+            score = task.score(model)
+    if fabric.world_size > 1:
+        score = fabric.broadcast(score)
+    return score
+
+
+def _choose(
+    state: _State, recipe: Recipe, score: float | None, average: nn.Module
+) -> None:
+    """Keep the weights if they are among those that will make the model."""
+    if score is not None and (state.best is None or score > state.best):
+        state.best = score
+    if score is None and state.best is not None:
+        return  # this epoch was not scored, others are
+    if recipe.choice == "last" or score is None:
+        state.kept = []
+    members = recipe.members if recipe.choice == "ensemble" else 1
+    rank = -math.inf if score is None else score
+    if len(state.kept) == members and rank < state.kept[-1][0]:
+        return
+    weights = {k: v.detach().cpu().clone() for k, v in average.state_dict().items()}
+    # Of equal scores the later one counts as better.
+    state.kept.insert(0, (rank, weights))
+    state.kept.sort(key=lambda pair: -pair[0])
+    del state.kept[members:]
+
+
+def _result(model: Model, recipe: Recipe, state: _State) -> Trained:
+    members = []
+    for _, weights in state.kept or [(0.0, model.network.state_dict())]:
+        network = copy.deepcopy(model.network).cpu().eval().requires_grad_(False)
+        network.load_state_dict(weights)
+        members.append(network)
+    network = gather(members) if recipe.choice == "ensemble" else members[0]
+    return Trained(replace(model, network=network), state.best)
 
 
 def _digest(network: nn.Module) -> str:
@@ -206,7 +415,7 @@ def _digest(network: nn.Module) -> str:
 
 
 def _rate(recipe: Recipe, step: int, steps: int) -> float:
-    if recipe.constant_rate:
+    if recipe.schedule == "constant":
         return recipe.learning_rate
     warm = max(1, int(_WARM_UP * steps))
     if step < warm:
@@ -229,35 +438,21 @@ def _follow(average: nn.Module, network: nn.Module, decay: float, step: int) -> 
             kept.copy_(new)
 
 
-def _keep(
-    path: Path,
-    run: dict[str, Any],
-    state: dict[str, Any],
-    network: nn.Module,
-    average: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    task: RetinaTask,
-) -> None:
+def _keep(path: Path, run: dict[str, Any], state: _State, pieces: _Pieces) -> None:
     everything = {
         "run": run,
-        "state": state,
-        "network": network.state_dict(),
-        "average": average.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "task": task.state(),
+        "state": {"epoch": state.epoch, "best": state.best, "kept": state.kept},
+        "network": pieces.network.state_dict(),
+        "average": pieces.average.state_dict(),
+        "optimiser": pieces.optimiser.state_dict(),
+        "plateau": pieces.plateau.state_dict(),
+        "task": pieces.task.state(),
     }
     with replacing(path) as temporary:
         torch.save(everything, temporary)
 
 
-def _resume(
-    path: Path,
-    run: dict[str, Any],
-    network: nn.Module,
-    average: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    task: RetinaTask,
-) -> dict[str, Any]:
+def _resume(path: Path, run: dict[str, Any], pieces: _Pieces) -> _State:
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         same = saved["run"] == run
@@ -269,11 +464,11 @@ def _resume(
     if not same:
         raise TrainingError(
             f"{path} belongs to a run with other settings; expected the same recipe, "
-            "network and seed: move it away to start anew."
+            "network, data and seed: move it away to start anew."
         )
-    network.load_state_dict(saved["network"])
-    average.load_state_dict(saved["average"])
-    optimiser.load_state_dict(saved["optimiser"])
-    task.restore(saved["task"])
-    state: dict[str, Any] = saved["state"]
-    return state
+    pieces.network.load_state_dict(saved["network"])
+    pieces.average.load_state_dict(saved["average"])
+    pieces.optimiser.load_state_dict(saved["optimiser"])
+    pieces.plateau.load_state_dict(saved["plateau"])
+    pieces.task.restore(saved["task"])
+    return _State(**saved["state"])

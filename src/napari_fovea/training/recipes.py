@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
 
-from napari_fovea.training.augment import Augmentation
+from napari_fovea.training.augment import Augmentation, Geometry
 
 
 @dataclass(frozen=True)
@@ -13,79 +15,126 @@ class Recipe:
 
     Attributes
     ----------
+    network : str
+        A registered network.
+    config : str
+        One of its named settings.
     epochs : int
         Epochs to train.
-    views : int
-        Subareas shown per epoch.
+    views : int or None
+        Crops shown per epoch; by default each training image once.
     batch_size : int
-        Subareas per step.
+        Crops per step, over all processes and accumulated parts.
     learning_rate : float
-        Highest rate; it warms up to this and falls to zero along a cosine
-        unless ``constant_rate``.
-    constant_rate : bool
-        Keep the rate as it is.
+        Highest rate.
+    optimiser : str
+        ``"adam"``, ``"adamw"``, ``"nadam"`` or ``"sgd"`` (momentum 0.9).
+    schedule : str
+        ``"cosine"`` warms up and falls to zero, ``"constant"`` stays, ``"plateau"``
+        is multiplied by ``plateau_factor`` when the validation score (or without
+        one the training loss) has not improved for ``patience`` epochs by 0.001.
     weight_decay : float
-        Of AdamW; 0 is plain Adam.
+        Of the optimiser.
+    side : int or None
+        Side of a crop in pixels; whole images by default. The retina network and
+        the patch classifier take theirs from their settings.
+    tiles : bool
+        Whether the model is to see tiles of this side only, ever.
+    loss : str
+        A name of `losses.LOSSES`, for networks that give every pixel its logits.
     averaging : float
         Decay of the running average of the weights that is kept as the model;
         0 keeps the last weights.
+    choice : str
+        ``"best"`` keeps the epoch with the best validation score, ``"ensemble"``
+        the mean of the ``members`` best, ``"last"`` the last.
+    members : int
+        Checkpoints of an ensemble.
     uncertain : float
-        Share of views centred where the network's own scan was uncertain.
+        Share of views centred where the network's own scan was uncertain (retina).
     boundary : float
         Share of views centred on boundaries between classes. The rest fall
         anywhere.
     rescan : int
         Training images scanned before each epoch to find where it is uncertain.
     validate_every : int
-        Epochs between scans of the validation images.
+        Epochs between validations.
     validate_images : int
-        Most validation images that are scanned, evenly spread over them.
+        Most validation images that are scored, evenly spread over them.
     augmentation : Augmentation
-        Random changes.
+        Random changes of intensity, and of scale for the retina's own views.
+    geometry : Geometry
+        Random changes of place and shape for all other networks.
     """
 
+    network: str
+    config: str
     epochs: int
-    views: int
     batch_size: int
     learning_rate: float
-    constant_rate: bool = False
+    views: int | None = None
+    optimiser: Literal["adam", "adamw", "nadam", "sgd"] = "adamw"
+    schedule: Literal["cosine", "constant", "plateau"] = "cosine"
+    patience: int = 5
+    plateau_factor: float = 0.5
     weight_decay: float = 0.0
+    side: int | None = None
+    tiles: bool = False
+    loss: str = "bce"
     averaging: float = 0.0
+    choice: Literal["best", "ensemble", "last"] = "best"
+    members: int = 3
     uncertain: float = 0.0
     boundary: float = 0.0
     rescan: int = 0
     validate_every: int = 1
     validate_images: int = 32
     augmentation: Augmentation = field(default_factory=Augmentation)
+    geometry: Geometry = field(default_factory=Geometry)
 
-    @property
-    def steps(self) -> int:
-        """Batches per epoch, at least one."""
-        return max(1, self.views // self.batch_size)
 
+_AS_IS = Augmentation(
+    scale=(1.0, 1.0),
+    stretch=0.0,
+    gamma=(1.0, 1.0),
+    gain=(1.0, 1.0),
+    offset=0.0,
+    colour=0.0,
+    invert=0.0,
+    gray=0.0,
+    noise=0.0,
+    blur=0.0,
+)
+_TURNS = Geometry(turn=True, flip=True, rotate=0.0, zoom=(1.0, 1.0), shear=0.0)
+_UPRIGHT = Geometry(turn=False, flip=False, rotate=0.0, zoom=(1.0, 1.0), shear=0.0)
+
+# One schedule for everything that is to be good after little time on any machine.
+_small = partial(
+    Recipe,
+    learning_rate=2e-3,
+    weight_decay=1e-4,
+    averaging=0.998,
+    side=256,
+    validate_every=4,
+    geometry=Geometry(zoom=(0.7, 1.5), elastic=2.0),
+)
 
 RECIPES: dict[str, Recipe] = {
-    # The publication names no augmentation; turns and mirrors are ours.
+    # S0. The publication names no augmentation; turns and mirrors are ours.
     "retina-paper": Recipe(
+        "retina-vgg",
+        "paper",
         epochs=20,
         views=16_384,
         batch_size=16,
         learning_rate=1e-4,
-        constant_rate=True,
-        augmentation=Augmentation(
-            scale=(1.0, 1.0),
-            stretch=0.0,
-            gamma=(1.0, 1.0),
-            gain=(1.0, 1.0),
-            offset=0.0,
-            colour=0.0,
-            invert=0.0,
-            gray=0.0,
-            noise=0.0,
-            blur=0.0,
-        ),
+        optimiser="adam",
+        schedule="constant",
+        augmentation=_AS_IS,
     ),
     "retina-small": Recipe(
+        "retina-vgg",
+        "small",
         epochs=60,
         views=16_384,
         batch_size=64,
@@ -97,5 +146,111 @@ RECIPES: dict[str, Recipe] = {
         rescan=12,
         validate_every=10,
     ),
+    "patch-center-paper": Recipe(
+        "patch-center",
+        "paper",
+        epochs=20,
+        views=16_384,
+        batch_size=16,
+        learning_rate=1e-4,
+        optimiser="adam",
+        schedule="constant",
+        augmentation=_AS_IS,
+        geometry=_TURNS,
+    ),
+    "unet-patch-paper": Recipe(
+        "unet",
+        "paper",
+        epochs=15,
+        views=4_096,
+        batch_size=16,
+        learning_rate=1e-4,
+        optimiser="adam",
+        schedule="constant",
+        side=192,
+        tiles=True,
+        augmentation=_AS_IS,
+        geometry=_TURNS,
+    ),
+    "unet-image-paper": Recipe(
+        "unet",
+        "paper",
+        epochs=200,
+        batch_size=1,
+        learning_rate=1e-4,
+        optimiser="adam",
+        schedule="constant",
+        augmentation=_AS_IS,
+        geometry=_TURNS,
+    ),
+    "unet-small": _small("unet", "small", epochs=24, batch_size=8),
+    # S1. Zooms and flips; rate halved on a plateau.
+    "focusnet-paper": Recipe(
+        "focusnet",
+        "paper",
+        epochs=80,
+        batch_size=8,
+        learning_rate=1e-3,
+        optimiser="adam",
+        schedule="plateau",
+        side=256,
+        loss="dice",
+        augmentation=_AS_IS,
+        geometry=Geometry(turn=False, rotate=0.0, zoom=(0.8, 1.25), shear=0.0),
+    ),
+    "focusnet-small": _small(
+        "focusnet", "small", epochs=14, batch_size=4, loss="bce-dice"
+    ),
+    # S2. Skew, rotation, zoom, flip, shear, shift and elastic deformation.
+    "r2-attention-unet-paper": Recipe(
+        "r2-attention-unet",
+        "paper",
+        epochs=20,
+        batch_size=4,
+        learning_rate=1e-4,
+        optimiser="nadam",
+        schedule="plateau",
+        weight_decay=1e-5,
+        side=256,
+        loss="focal-tversky",
+        choice="ensemble",
+        augmentation=_AS_IS,
+        geometry=Geometry(elastic=3.0),
+    ),
+    "r2-attention-unet-small": _small(
+        "r2-attention-unet", "small", epochs=12, batch_size=4, loss="focal-tversky"
+    ),
+    # S3. No augmentation; best validation weights.
+    "focusnet-plus-paper": Recipe(
+        "focusnet-plus",
+        "paper",
+        epochs=50,
+        batch_size=8,
+        learning_rate=1e-3,
+        optimiser="adam",
+        schedule="plateau",
+        side=256,
+        loss="log-hybrid",
+        augmentation=_AS_IS,
+        geometry=_UPRIGHT,
+    ),
+    "focusnet-plus-small": _small(
+        "focusnet-plus", "small", epochs=10, batch_size=4, loss="log-hybrid"
+    ),
+    # S4. Random crops, flips and rotations.
+    "mask-rcnn-paper": Recipe(
+        "mask-rcnn",
+        "paper",
+        epochs=50,
+        batch_size=2,
+        learning_rate=5e-3,
+        optimiser="sgd",
+        schedule="plateau",
+        weight_decay=1e-4,
+        side=512,
+        augmentation=_AS_IS,
+        geometry=Geometry(zoom=(1.0, 1.0), shear=0.0),
+    ),
+    "mask-rcnn-small": _small("mask-rcnn", "small", epochs=24, batch_size=4),
 }
 """Recipes by name."""

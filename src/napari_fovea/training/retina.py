@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,16 +9,17 @@ import torch
 
 from napari_fovea.inference.retina import scan_tensor
 from napari_fovea.losses import cell_cross_entropy
-from napari_fovea.metrics import dice
 from napari_fovea.networks import RetinaConfig
-from napari_fovea.retina import IGNORE, Seek, cell_pmfs
+from napari_fovea.retina import IGNORE, POLICIES, Seek, cell_pmfs
 from napari_fovea.training.augment import sample_view, vary_light
 from napari_fovea.training.samples import VOID, Sample, boundary_places
+from napari_fovea.training.task import Task, foreground_dice
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
+    from torch import nn
 
     from napari_fovea.models import Model
     from napari_fovea.training.recipes import Recipe
@@ -27,23 +27,15 @@ if TYPE_CHECKING:
 _KEPT = 400  # places remembered per image
 
 
-class RetinaTask:
+Crops = tuple[torch.Tensor, torch.Tensor]
+
+
+class RetinaTask(Task[Crops]):
     """Draws views for S0's network and scores it by scanning whole images.
 
     A share of the views is centred where the network, scanning the training
     images as it stands, chose to look because its map was uncertain: it is
-    trained on what the scan will show it.
-
-    Parameters
-    ----------
-    model : Model
-        What is trained.
-    samples, validation : sequence of Sample
-        Images to learn from, and to score on.
-    recipe : Recipe
-        Settings.
-    seed : int
-        Views depend on this and the epoch alone.
+    trained on what the scan will show it. See `Task`.
     """
 
     def __init__(
@@ -55,29 +47,22 @@ class RetinaTask:
         recipe: Recipe,
         seed: int,
     ) -> None:
+        super().__init__(model, samples, validation, recipe=recipe, seed=seed)
         config = model.config
         assert isinstance(config, RetinaConfig)
-        self.model = model
         self.grid = config.grid
-        self.samples = samples
-        every = max(1, -(-len(validation) // recipe.validate_images))
-        self.validation = validation[::every]
-        self.recipe = recipe
-        self.seed = seed
+        self.policy = POLICIES[model.scan.get("policy", "seek")]
         self.boundaries = [boundary_places(s) for s in samples]
         self.uncertain: dict[int, NDArray[np.int64]] = {}
         areas = np.array([s.classes.numel() for s in samples], dtype=float)
         self._odds = np.sqrt(areas) / np.sqrt(areas).sum()
 
-    def batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Crops (B, C, d, d) and their classes (B, d, d) for one epoch."""
-        recipe = self.recipe
-        rng = np.random.default_rng([self.seed, epoch])
-        for _ in range(recipe.steps):
-            views = [self._view(rng) for _ in range(recipe.batch_size)]
-            crops = torch.stack([image for image, _ in views])
-            crops = vary_light(crops, augmentation=recipe.augmentation, rng=rng)
-            yield crops, torch.stack([classes for _, classes in views])
+    def batch(self, rng: np.random.Generator, size: int) -> Crops:
+        """Crops (B, C, d, d) and their classes (B, d, d)."""
+        views = [self._view(rng) for _ in range(size)]
+        crops = torch.stack([image for image, _ in views])
+        crops = vary_light(crops, augmentation=self.recipe.augmentation, rng=rng)
+        return crops, torch.stack([classes for _, classes in views])
 
     def _view(self, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         i = int(rng.choice(len(self.samples), p=self._odds))
@@ -99,15 +84,21 @@ class RetinaTask:
             rng=rng,
         )
 
-    def loss(self, logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    def loss(
+        self, network: nn.Module, batch: Crops, device: torch.device
+    ) -> torch.Tensor:
         """Cross-entropy of the cells, equation (1), averaged over seen cells."""
-        truth = classes.long()
+        crops, classes = batch
+        truth = classes.to(device).long()
         truth[truth == VOID] = IGNORE
         pmfs, seen = cell_pmfs(truth, self.grid, classes=self.model.config.classes)
-        return cell_cross_entropy(logits, pmfs, mask=seen)
+        crops = crops.to(device, memory_format=torch.channels_last)
+        return cell_cross_entropy(network(crops), pmfs, mask=seen)
 
-    def rescan(self, model: Model, epoch: int) -> None:
+    def prepare(self, model: Model, epoch: int) -> None:
         """Let the network scan some training images; remember where it went."""
+        if not (self.recipe.uncertain and self.recipe.rescan):
+            return
         rng = np.random.default_rng([self.seed, epoch, 1])
         device = next(model.network.parameters()).device
         count = min(self.recipe.rescan, len(self.samples))
@@ -122,27 +113,16 @@ class RetinaTask:
             )
 
     def score(self, model: Model) -> float | None:
-        """Mean Dice of everything but background, by seeking each validation image."""
+        """Mean Dice of everything but background, by scanning each validation image."""
         if not self.validation:
             return None
         device = next(model.network.parameters()).device
         scores = []
         for sample in self.validation:
-            found = scan_tensor(model, sample.image.to(device), policy=Seek())
-            classes = model.class_probabilities(found.probabilities)
-            labels = classes.argmax(0).cpu().numpy()
-            known = sample.classes.numpy() != VOID
-            truth = (sample.classes.numpy() > 0) & known
-            scores.append(dice((labels > 0) & known, truth))
+            found = scan_tensor(model, sample.image.to(device), policy=self.policy)
+            labels = model.class_probabilities(found.probabilities).argmax(0)
+            scores.append(foreground_dice(labels, sample))
         return float(np.mean(scores))
-
-    def fingerprint(self) -> str:
-        """Tell one set of training images and labels from another."""
-        digest = hashlib.sha256()
-        for sample in (*self.samples, *self.validation):
-            digest.update(sample.name.encode())
-            digest.update(sample.classes.numpy().tobytes())
-        return digest.hexdigest()
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return what a resumed run must remember."""

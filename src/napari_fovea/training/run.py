@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import platform
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -13,44 +13,105 @@ import torch
 
 from napari_fovea.errors import TrainingError
 from napari_fovea.models import Model
-from napari_fovea.networks import build, name_of
-from napari_fovea.networks.vgg_retina import CONFIGS
-from napari_fovea.training.fit import EpochEnd, Trained, fit
-from napari_fovea.training.recipes import RECIPES
-from napari_fovea.training.retina import RetinaTask
-from napari_fovea.training.samples import median_diameter, read_folder
+from napari_fovea.networks import (
+    DenseConfig,
+    MaskRCNNConfig,
+    PatchCenterConfig,
+    RetinaConfig,
+    build,
+    name_of,
+    named_configs,
+    validate,
+)
+from napari_fovea.networks.mask_rcnn import MaskRCNN, load_backbone
+from napari_fovea.training.fit import EpochEnd, LossNotFinite, Trained, fit
+from napari_fovea.training.recipes import RECIPES, Recipe
+from napari_fovea.training.samples import (
+    Sample,
+    check_samples,
+    median_diameter,
+    read_folder,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator, Sequence
     from pathlib import Path
 
+    from lightning_fabric import Fabric
 
-def train_retina(
+    from napari_fovea.networks import NetworkConfig
+    from napari_fovea.training.task import Task
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """What the numbers in label images mean, and what is to be learned of them.
+
+    Attributes
+    ----------
+    classes : tuple of str
+        Names of the classes, background first.
+    from_instances : bool
+        Whether labels number objects; then there are two classes.
+    border : bool
+        With instances: learn borders between touching objects as well.
+    ignore : int or None
+        Label that counts for nothing.
+    """
+
+    classes: tuple[str, ...] = ("background", "object")
+    from_instances: bool = True
+    border: bool = True
+    ignore: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.from_instances and len(self.classes) != 2:
+            raise TrainingError(
+                "Labels that number objects make one class, but "
+                f"{len(self.classes) - 1} are named: name one, or say that the labels "
+                "are classes."
+            )
+
+    def outputs(self, config: NetworkConfig) -> tuple[int, ...]:
+        """Class that each output of a network with such settings belongs to."""
+        detects = isinstance(config, MaskRCNNConfig)
+        if detects and not self.from_instances:
+            raise TrainingError(
+                "A detector learns single objects, but the labels are classes; "
+                "expected labels that number objects: choose another recipe, or label "
+                "the objects."
+            )
+        # A detector tells objects apart by itself.
+        if self.from_instances and self.border and not detects:
+            return (0, 1, 1)
+        return tuple(range(len(self.classes)))
+
+
+def train(
     images: Path,
     labels: Path,
     *,
     val_images: Path | None = None,
     val_labels: Path | None = None,
-    recipe: str = "retina-small",
-    config: str = "small",
-    name: str = "retina",
-    classes: tuple[str, ...] = ("background", "object"),
-    from_instances: bool = True,
-    border: bool = True,
-    ignore: int | None = None,
+    recipe: str | Recipe = "retina-small",
+    config: str | None = None,
+    name: str = "model",
+    labelling: Labelling | None = None,
     pixel_size: float | None = None,
     channels: int = 3,
-    epochs: int | None = None,
-    views: int | None = None,
+    changes: dict[str, Any] | None = None,
     seed: int = 0,
     device: str = "auto",
     precision: str = "float32",
+    accumulate: int = 1,
+    fabric: Fabric | None = None,
     note: str = "",
     start: str | Path | None = None,
-    learning_rate: float | None = None,
+    backbone: Path | None = None,
     checkpoint: Path | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> Generator[EpochEnd, None, Model]:
-    """Train a retina network on folders of images and labels.
+    """Train a network on folders of images and labels.
 
     Parameters
     ----------
@@ -58,37 +119,36 @@ def train_retina(
         Folders whose files pair up by stem.
     val_images, val_labels : Path, optional
         Images by which the best epoch is chosen.
-    recipe : str
-        A name of `RECIPES`.
-    config : str
-        A name of `CONFIGS`, or JSON with settings that differ from ``small``.
+    recipe : str or Recipe
+        A name of `RECIPES`, or a recipe.
+    config : str, optional
+        A named setting of the recipe's network, or JSON with what differs from
+        the recipe's.
     name : str
         Name of the model.
-    classes : tuple of str
-        Names of the classes, background first.
-    from_instances : bool
-        Whether labels number objects; then there are two classes.
-    border : bool
-        With instances: learn borders between touching objects as well.
-    ignore : int, optional
-        Label that counts for nothing.
+    labelling : Labelling, optional
+        What the labels mean; by default they number objects of one class.
     pixel_size : float, optional
         Size of the images' pixels in micrometres, where all have the same.
     channels : int
         Image channels.
-    epochs, views, learning_rate : int, int and float, optional
-        In place of the recipe's.
+    changes : dict, optional
+        Settings in place of the recipe's, such as ``{"epochs": 5}``.
     seed : int
         Same seed, same weights, on the same machine.
-    device, precision : str
+    device, precision, accumulate, fabric
         See `fit`.
     note : str
         What the data are, for the provenance.
     start : str or Path, optional
         Model whose weights to start from; its settings take the place of
         ``config``.
+    backbone : Path, optional
+        File with a torchvision-format ResNet to start a detector from.
     checkpoint : Path, optional
         Where to keep what is needed to go on after a break.
+    cancelled : callable
+        See `fit`.
 
     Yields
     ------
@@ -102,115 +162,213 @@ def train_retina(
     ------
     TrainingError
         If folders, labels or settings cannot be used.
+    LossNotFinite
+        If the loss is no longer finite; its model has a provenance too.
     """
-    if recipe not in RECIPES:
-        raise TrainingError(
-            f"There is no recipe {recipe!r}; expected one of {', '.join(RECIPES)}."
-        )
-    if precision not in ("float32", "bfloat16"):
-        raise TrainingError(
-            f"There is no precision {precision!r}; expected float32 or bfloat16."
-        )
+    plan = find_recipe(recipe, changes or {})
+    labelling = labelling or Labelling()
     if (val_images is None) != (val_labels is None):
         raise TrainingError(
             "Validation needs both images and labels: give both folders, or neither."
         )
-    if from_instances and len(classes) != 2:
-        raise TrainingError(
-            f"Labels that number objects make one class, but {len(classes) - 1} are "
-            "named: name one, or say that the labels are classes."
-        )
-    outputs = (0, 1, 1) if from_instances and border else tuple(range(len(classes)))
-    settings = _settings(config) | {"channels": channels, "classes": len(outputs)}
-    first = Model.load(start) if start is not None else None
-    if first is not None:
-        _check_start(first, outputs=outputs, channels=channels)
-    wanted = {"epochs": epochs, "views": views, "learning_rate": learning_rate}
-    wanted = {k: v for k, v in wanted.items() if v is not None}
-    plan = replace(RECIPES[recipe], **wanted)  # type: ignore[arg-type]
+    model = fresh_model(
+        plan,
+        config=config,
+        name=name,
+        labelling=labelling,
+        channels=channels,
+        pixel_size=pixel_size,
+        seed=seed,
+        start=start,
+        backbone=backbone,
+    )
 
-    def read(image_folder: Path, label_folder: Path) -> Any:
+    def read(image_folder: Path, label_folder: Path) -> list[Sample]:
         return read_folder(
             image_folder,
             label_folder,
             channels=channels,
-            outputs=len(outputs),
-            from_instances=from_instances,
-            ignore=ignore,
+            outputs=len(model.outputs),
+            from_instances=labelling.from_instances,
+            ignore=labelling.ignore,
         )
 
     samples = read(images, labels)
     validation = read(val_images, val_labels) if val_images and val_labels else []
-    torch.manual_seed(seed)
-    model = Model(
-        name=name,
-        network=first.network if first else build("retina-vgg", settings),
-        classes=classes,
-        outputs=outputs,
-        border=2 if from_instances and border else None,
-        object_diameter=median_diameter(samples),
-        pixel_size=pixel_size,
-        scan={"policy": "seek"},
+    return (
+        yield from train_on(
+            model,
+            samples,
+            validation,
+            recipe=plan,
+            seed=seed,
+            device=device,
+            precision=precision,
+            accumulate=accumulate,
+            fabric=fabric,
+            note=note,
+            checkpoint=checkpoint,
+            cancelled=cancelled,
+        )
     )
-    task = RetinaTask(model, samples, validation, recipe=plan, seed=seed)
-    run = fit(
-        model,
-        task,
-        plan,
-        device=device,
-        seed=seed,
-        precision=precision,
-        checkpoint=checkpoint,
-    )
-    while True:
-        try:
-            end = next(run)
-        except StopIteration as stop:
-            trained: Trained = stop.value
-            break
-        yield end
-    return replace(
-        trained.model,
-        provenance={
-            "data": note or f"{len(samples)} images",
-            "training_images": len(samples),
-            "validation_images": len(task.validation),
-            "validation_dice": trained.score,
-            "recipe": recipe,
-            "epochs": plan.epochs,
-            "views": plan.views,
-            "learning_rate": plan.learning_rate,
-            "started_from": dict(first.provenance) if first else None,
-            "seed": seed,
-            "precision": precision,
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "versions": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "napari-fovea": version("napari-fovea"),
+
+
+def train_on(
+    model: Model,
+    samples: Sequence[Sample],
+    validation: Sequence[Sample],
+    *,
+    recipe: Recipe,
+    seed: int = 0,
+    note: str = "",
+    **settings: Any,
+) -> Generator[EpochEnd, None, Model]:
+    """Train a model on samples; see `train` and, for the settings, `fit`."""
+    check_samples(samples, model)
+    check_samples(validation, model)
+    model = replace(model, object_diameter=median_diameter(samples))
+    task = task_for(model, samples, validation, recipe=recipe, seed=seed)
+
+    def stamped(trained: Trained) -> Model:
+        return replace(
+            trained.model,
+            provenance={
+                "data": note or f"{len(samples)} images",
+                "training_images": len(samples),
+                "validation_images": len(task.validation),
+                "validation_score": trained.score,
+                "recipe": asdict(recipe),
+                "started_from": dict(model.provenance) or None,
+                "seed": seed,
+                "precision": settings.get("precision", "float32"),
+                "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+                "versions": {
+                    "python": platform.python_version(),
+                    "torch": torch.__version__,
+                    "napari-fovea": version("napari-fovea"),
+                },
             },
-        },
+        )
+
+    try:
+        trained = yield from fit(model, task, recipe, seed=seed, **settings)
+    except LossNotFinite as error:
+        error.trained = replace(error.trained, model=stamped(error.trained))
+        raise
+    return stamped(trained)
+
+
+def find_recipe(recipe: str | Recipe, changes: dict[str, Any]) -> Recipe:
+    """Look a recipe up and change some of its settings."""
+    if isinstance(recipe, str):
+        if recipe not in RECIPES:
+            raise TrainingError(
+                f"There is no recipe {recipe!r}; expected one of {', '.join(RECIPES)}."
+            )
+        recipe = RECIPES[recipe]
+    return replace(recipe, **changes)
+
+
+def fresh_model(
+    recipe: Recipe,
+    *,
+    config: str | None = None,
+    name: str = "model",
+    labelling: Labelling | None = None,
+    channels: int = 3,
+    pixel_size: float | None = None,
+    seed: int = 0,
+    start: str | Path | None = None,
+    backbone: Path | None = None,
+) -> Model:
+    """Build the model that a recipe starts from; see `train`."""
+    labelling = labelling or Labelling()
+    settings = _settings(recipe, config) | {"channels": channels}
+    first = Model.load(start) if start is not None else None
+    torch.manual_seed(seed)
+    if first is not None:
+        network = first.network
+        outputs = labelling.outputs(first.config)
+        _check_start(first, recipe=recipe, outputs=outputs, channels=channels)
+    else:
+        # The kind of network tells how many outputs it needs.
+        kind = validate(recipe.network, settings)
+        outputs = labelling.outputs(kind)
+        network = build(recipe.network, settings | {"classes": len(outputs)})
+    if backbone is not None:
+        if not isinstance(network, MaskRCNN):
+            raise TrainingError(
+                f"A backbone belongs into mask-rcnn; expected none for {recipe.network}"
+                ": leave it out, or choose another recipe."
+            )
+        load_backbone(network, backbone)
+    scan: dict[str, Any] = {}
+    if recipe.network == "retina-vgg":
+        scan = {"policy": "seek"}
+    elif recipe.tiles and recipe.side:
+        scan = {"tile": recipe.side}
+    return Model(
+        name=name,
+        network=network,
+        classes=labelling.classes,
+        outputs=outputs,
+        border=2 if outputs == (0, 1, 1) else None,
+        pixel_size=pixel_size,
+        scan=scan,
+        provenance=dict(first.provenance) if first else {},
     )
 
 
-def _check_start(first: Model, *, outputs: tuple[int, ...], channels: int) -> None:
+def task_for(
+    model: Model,
+    samples: Sequence[Sample],
+    validation: Sequence[Sample],
+    *,
+    recipe: Recipe,
+    seed: int,
+) -> Task[Any]:
+    """Choose what a model of this kind learns from."""
+    from napari_fovea.training.dense import DenseTask, PatchTask
+    from napari_fovea.training.detection import DetectionTask
+    from napari_fovea.training.retina import RetinaTask
+
+    kinds: tuple[tuple[type[NetworkConfig], type[Task[Any]]], ...] = (
+        (RetinaConfig, RetinaTask),
+        (PatchCenterConfig, PatchTask),
+        (MaskRCNNConfig, DetectionTask),
+        (DenseConfig, DenseTask),
+    )
+    for config, task in kinds:
+        if isinstance(model.config, config):
+            return task(model, samples, validation, recipe=recipe, seed=seed)
+    raise TrainingError(
+        f"Nothing is known of how to train {name_of(model.network)}; expected a "
+        "network of one of the five systems."
+    )
+
+
+def _check_start(
+    first: Model, *, recipe: Recipe, outputs: tuple[int, ...], channels: int
+) -> None:
     fits = first.outputs == outputs and first.channels == channels
-    if name_of(first.network) != "retina-vgg" or not fits:
+    if name_of(first.network) != recipe.network or not fits:
         raise TrainingError(
             f"Model {first.name!r} has {first.channels} channels and outputs "
-            f"{first.outputs}; expected {channels} channels and outputs {outputs} of "
-            "a retina network: start from another model, or from none."
+            f"{first.outputs} of {name_of(first.network)}; expected {channels} "
+            f"channels and outputs {outputs} of {recipe.network}: start from another "
+            "model, or from none."
         )
 
 
-def _settings(config: str) -> dict[str, Any]:
-    if config in CONFIGS:
-        return dict(CONFIGS[config])
+def _settings(recipe: Recipe, config: str | None) -> dict[str, Any]:
+    named = named_configs(recipe.network)
+    usual = dict(named[recipe.config])
+    if config is None or config in named:
+        return dict(named[config]) if config else usual
     try:
-        changes = json.loads(config)
-        return CONFIGS["small"] | dict(changes)
+        return usual | dict(json.loads(config))
     except (ValueError, TypeError) as error:
         raise TrainingError(
             f"There is no configuration {config!r}; expected "
-            f"{' or '.join(CONFIGS)}, or JSON such as '{{\"d\": 64}}'."
+            f"{' or '.join(named)}, or JSON such as '{{\"width\": 16}}'."
         ) from error

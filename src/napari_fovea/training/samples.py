@@ -15,9 +15,12 @@ from napari_fovea.files import IMAGE_SUFFIXES, read_image
 from napari_fovea.images import Normalisation, read_planes, to_tensor
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import ArrayLike, NDArray
+
+    from napari_fovea.models import Model
 
 VOID = 255
 """Class of pixels that count for nothing, in samples."""
@@ -112,6 +115,12 @@ def make_sample(
     """
     planes = read_planes(image).for_network(channels)
     truth = np.asarray(labels)
+    if truth.ndim == 3 and truth.shape[-1] in (3, 4):
+        raise TrainingError(
+            f"{name}: labels are a colour image of shape {truth.shape}; expected one "
+            "whole number per pixel: save them as gray PNG or TIFF, one number per "
+            "object or class."
+        )
     if len(planes) != 1 or truth.shape != planes.shape:
         raise TrainingError(
             f"{name}: labels have shape {truth.shape}, the image "
@@ -126,6 +135,13 @@ def make_sample(
     truth = truth.astype(np.int64)
     void = truth == ignore if ignore is not None else np.zeros(truth.shape, bool)
     instances = None
+    values = np.unique(truth[~void])
+    if from_instances and outputs <= 3 and values[-1:] == [255] and len(values) <= 2:
+        raise TrainingError(
+            f"{name}: labels hold nothing but 0 and 255, which is a mask, not single "
+            "objects; expected a number per object: number the connected regions, or "
+            "divide by 255 and say that the labels are classes."
+        )
     if from_instances:
         if (truth[~void] < 0).any():
             raise TrainingError(
@@ -144,7 +160,8 @@ def make_sample(
         if known.size and not 0 <= known.min() <= known.max() < outputs:
             raise TrainingError(
                 f"{name}: labels run from {known.min()} to {known.max()}; expected "
-                f"classes 0 to {outputs - 1}: name more classes, or relabel."
+                f"classes 0 to {outputs - 1}: name more classes, or relabel"
+                f"{' (divide by 255)' if known.max() == 255 else ''}."
             )
         classes = np.where(void, 0, truth).astype(np.uint8)
     classes[void] = VOID
@@ -159,20 +176,24 @@ def pair_files(images: Path, labels: Path) -> list[tuple[Path, Path]]:
     Raises
     ------
     TrainingError
-        If a folder is missing or empty, or an image has no labels.
+        If a folder is missing or empty, or its files do not pair up.
     """
     for folder in (images, labels):
         if not folder.is_dir():
             raise TrainingError(f"{folder} is no folder: give one that holds files.")
-    found = {p.stem: p for p in sorted(labels.iterdir()) if _readable(p)}
-    pairs = []
-    for path in sorted(p for p in images.iterdir() if _readable(p)):
-        if path.stem not in found:
+    stems = {
+        folder: {p.stem: p for p in sorted(folder.iterdir()) if _readable(p)}
+        for folder in (images, labels)
+    }
+    for here, there, what in ((images, labels, "labels"), (labels, images, "image")):
+        alone = [p.name for s, p in stems[here].items() if s not in stems[there]]
+        if alone and stems[images]:
+            more = f" and {len(alone) - 3} more" if len(alone) > 3 else ""
             raise TrainingError(
-                f"{path.name} has no labels in {labels}; expected a PNG or TIFF of "
-                "the same stem: add it, or take the image away."
+                f"{', '.join(alone[:3])}{more} in {here} have no {what} in {there}; "
+                "expected files of the same stem in both: add them, or take these away."
             )
-        pairs.append((path, found[path.stem]))
+    pairs = [(path, stems[labels][stem]) for stem, path in stems[images].items()]
     if not pairs:
         raise TrainingError(
             f"{images} holds no images; expected files ending in "
@@ -205,7 +226,32 @@ def read_folder(
     ]
 
 
-def median_diameter(samples: list[Sample]) -> float | None:
+def check_samples(samples: Sequence[Sample], model: Model) -> None:
+    """Check that there is something to learn.
+
+    Raises
+    ------
+    TrainingError
+        If all labelled pixels of all images belong to one class, or nothing is
+        labelled.
+    """
+    if not samples:
+        return
+    seen = {
+        model.outputs[c] if c != VOID else None
+        for s in samples
+        for c in np.unique(s.classes.numpy()).tolist()
+    } - {None}
+    if len(seen) < 2:
+        only = ", ".join(model.classes[c] for c in seen if c is not None) or "nothing"
+        raise TrainingError(
+            f"The labels of all {len(samples)} images hold {only} alone; expected at "
+            f"least two of {', '.join(model.classes)}: check the labels, or what they "
+            "mean."
+        )
+
+
+def median_diameter(samples: Sequence[Sample]) -> float | None:
     """Median over objects of the diameter of a disc of their area, in pixels."""
     areas = [
         np.unique(s.instances[s.instances > 0], return_counts=True)[1]

@@ -1,4 +1,4 @@
-"""Losses: logits, target, and an optional mask of what counts."""
+"""The loss of cells that see a mixture of classes."""
 
 from __future__ import annotations
 

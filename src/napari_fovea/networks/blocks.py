@@ -1,0 +1,91 @@
+"""Parts that networks of several papers share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from napari_fovea.networks.registry import NetworkConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class DenseConfig(NetworkConfig):
+    """What networks share that give every pixel its logits."""
+
+    @property
+    def logits(self) -> int:
+        """Outputs per pixel: one (sigmoid) for two classes, else one each (soft-max).
+
+        Two classes need one number: how much the foreground outweighs the ground.
+        """
+        return 1 if self.classes == 2 else self.classes
+
+
+def probabilities(logits: torch.Tensor) -> torch.Tensor:
+    """Class probabilities (B, K, H, W) from logits (B, 1 or K, H, W), in float32."""
+    logits = logits.float()
+    if logits.shape[1] == 1:
+        foreground = logits.sigmoid()
+        return torch.cat([1 - foreground, foreground], dim=1)
+    return logits.softmax(1)
+
+
+def on_multiple(
+    forward: Callable[[torch.Tensor], torch.Tensor], image: torch.Tensor, multiple: int
+) -> torch.Tensor:
+    """Run a network on an image padded to a multiple, and crop what comes out.
+
+    Parameters
+    ----------
+    forward : callable
+        (B, C, H, W) → (B, K, H, W), for sizes that are multiples.
+    image : Tensor, shape (B, C, H, W)
+        Any size.
+    multiple : int
+        What the network's sides must divide by. Edges are repeated to the right
+        and below.
+    """
+    height, width = image.shape[-2:]
+    below, right = -height % multiple, -width % multiple
+    if below or right:
+        image = functional.pad(image, (0, right, 0, below), mode="replicate")
+    return forward(image)[..., :height, :width]
+
+
+class SqueezeExcite(nn.Module):
+    """Channels weighed by what the whole image says of them.
+
+    Parameters
+    ----------
+    channels : int
+        Channels in and out.
+    ratio : int
+        Division of channels in the middle layer, which has at least one.
+    """
+
+    def __init__(self, channels: int, *, ratio: int = 16) -> None:
+        super().__init__()
+        inner = max(1, channels // ratio)
+        self.squeeze = nn.Linear(channels, inner, bias=False)
+        self.excite = nn.Linear(inner, channels, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Weigh x (B, C, H, W)."""
+        s = x.mean((2, 3))  # (B, C)
+        s = self.excite(self.squeeze(s).relu()).sigmoid()
+        out: torch.Tensor = x * s[:, :, None, None]
+        return out
+
+
+def he_initialise(module: nn.Module) -> None:
+    """Draw convolutions' weights for layers that a ReLU follows; empty their biases."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)

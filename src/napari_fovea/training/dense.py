@@ -1,0 +1,98 @@
+"""What networks learn from that give pixels their classes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from napari_fovea.inference.dense import outputs_of, ready
+from napari_fovea.losses import LOSSES, cross_entropy
+from napari_fovea.networks import PatchCenterConfig
+from napari_fovea.training.augment import vary_light
+from napari_fovea.training.samples import VOID
+from napari_fovea.training.task import Task, foreground_dice
+from napari_fovea.training.views import View, Views, together
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from napari_fovea.models import Model
+    from napari_fovea.training.recipes import Recipe
+    from napari_fovea.training.samples import Sample
+
+
+class DenseTask(Task[View]):
+    """Shows crops to a network that tells every pixel's class; see `Task`."""
+
+    def __init__(
+        self,
+        model: Model,
+        samples: Sequence[Sample],
+        validation: Sequence[Sample],
+        *,
+        recipe: Recipe,
+        seed: int,
+    ) -> None:
+        super().__init__(model, samples, validation, recipe=recipe, seed=seed)
+        self.views = Views(
+            samples,
+            side=self.side,
+            geometry=recipe.geometry,
+            boundary=recipe.boundary,
+        )
+
+    @property
+    def side(self) -> int | None:
+        """Side of a crop."""
+        return self.recipe.side
+
+    def batch(self, rng: np.random.Generator, size: int) -> View:
+        """Draw crops, and vary the light on them."""
+        view = together([self.views.draw(rng) for _ in range(size)])
+        image = vary_light(view.image, augmentation=self.recipe.augmentation, rng=rng)
+        return View(image, view.classes, view.instances)
+
+    def loss(
+        self, network: nn.Module, batch: View, device: torch.device
+    ) -> torch.Tensor:
+        """Return the recipe's loss, over the pixels that count."""
+        image = batch.image.to(device, memory_format=torch.channels_last)
+        classes = batch.classes.to(device).long()
+        return LOSSES[self.recipe.loss](network(image), classes, mask=classes != VOID)
+
+    def score(self, model: Model) -> float | None:
+        """Mean foreground Dice over the validation images."""
+        if not self.validation:
+            return None
+        device = next(model.network.parameters()).device
+        network = ready(model, device)
+        scores = []
+        for sample in self.validation:
+            outputs = outputs_of(model, sample.image.to(device), network=network)
+            labels = model.class_probabilities(outputs).argmax(0)
+            scores.append(foreground_dice(labels, sample))
+        return float(np.mean(scores))
+
+
+class PatchTask(DenseTask):
+    """Shows patches to a network that tells the class of the central pixel."""
+
+    @property
+    def side(self) -> int:
+        """Side of a patch."""
+        config = self.model.config
+        assert isinstance(config, PatchCenterConfig)
+        return config.d
+
+    def loss(
+        self, network: nn.Module, batch: View, device: torch.device
+    ) -> torch.Tensor:
+        """Cross-entropy of the central pixels."""
+        image = batch.image.to(device, memory_format=torch.channels_last)
+        centre = (batch.classes.shape[-1] - 1) // 2
+        classes = batch.classes[:, centre, centre].to(device).long()
+        return cross_entropy(network(image), classes, mask=classes != VOID)

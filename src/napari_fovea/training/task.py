@@ -1,0 +1,166 @@
+"""What a training run must know of the system it trains."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
+
+from napari_fovea.errors import TrainingError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import torch
+    from torch import nn
+
+    from napari_fovea.models import Model
+    from napari_fovea.training.recipes import Recipe
+    from napari_fovea.training.samples import Sample
+
+Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How a batch is divided among processes and one after the other.
+
+    What a part holds depends on the number of parts alone, so that two processes
+    learn what one does in two steps.
+
+    Attributes
+    ----------
+    accumulate : int
+        Parts that each process takes before a step of the optimiser.
+    processes : int
+        Processes in all.
+    rank : int
+        This process, counted from 0.
+    """
+
+    accumulate: int = 1
+    processes: int = 1
+    rank: int = 0
+
+    @property
+    def count(self) -> int:
+        """Parts of a batch."""
+        return self.accumulate * self.processes
+
+    @property
+    def mine(self) -> range:
+        """Numbers of this process's parts."""
+        return range(self.rank, self.count, self.processes)
+
+    def size(self, batch_size: int) -> int:
+        """Return how many views a part has.
+
+        Raises
+        ------
+        TrainingError
+            If a batch cannot be divided evenly.
+        """
+        if batch_size % self.count:
+            raise TrainingError(
+                f"Batches of {batch_size} cannot be divided into {self.count} equal "
+                f"parts ({self.processes} processes × {self.accumulate} accumulated); "
+                "expected a divisor: choose other numbers."
+            )
+        return batch_size // self.count
+
+
+class Task(ABC, Generic[Batch]):
+    """Draws batches, computes the loss, and scores.
+
+    Parameters
+    ----------
+    model : Model
+        What is trained.
+    samples, validation : sequence of Sample
+        Images to learn from, and to score on.
+    recipe : Recipe
+        Settings.
+    seed : int
+        What is drawn depends on this, the epoch and the step alone.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        samples: Sequence[Sample],
+        validation: Sequence[Sample],
+        *,
+        recipe: Recipe,
+        seed: int,
+    ) -> None:
+        self.model = model
+        self.samples = samples
+        every = max(1, -(-len(validation) // recipe.validate_images))
+        self.validation = validation[::every]
+        self.recipe = recipe
+        self.seed = seed
+
+    @property
+    def steps(self) -> int:
+        """Batches per epoch, at least one."""
+        views = self.recipe.views or len(self.samples)
+        return max(1, views // self.recipe.batch_size)
+
+    def batches(self, epoch: int, parts: Parts) -> Iterator[list[Batch]]:
+        """Draw what this process learns from in one epoch.
+
+        Yields
+        ------
+        list
+            One step's parts, as `Parts` divides it.
+        """
+        size = parts.size(self.recipe.batch_size)
+        for step in range(self.steps):
+            yield [
+                self.batch(np.random.default_rng([self.seed, epoch, step, part]), size)
+                for part in parts.mine
+            ]
+
+    @abstractmethod
+    def batch(self, rng: np.random.Generator, size: int) -> Batch:
+        """Draw views."""
+
+    @abstractmethod
+    def loss(
+        self, network: nn.Module, batch: Batch, device: torch.device
+    ) -> torch.Tensor:
+        """Show a batch to the network and tell how wrong it is."""
+
+    @abstractmethod
+    def score(self, model: Model) -> float | None:
+        """Tell how good the model is on the validation images; None without any."""
+
+    def prepare(self, model: Model, epoch: int) -> None:
+        """Look at the model as it stands, before an epoch."""
+
+    def fingerprint(self) -> str:
+        """Tell one set of training images and labels from another."""
+        digest = hashlib.sha256()
+        for sample in (*self.samples, *self.validation):
+            digest.update(sample.name.encode())
+            digest.update(sample.classes.numpy().tobytes())
+        return digest.hexdigest()
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run must remember, as tensors by name."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up where `state` was taken."""
+
+
+def foreground_dice(labels: torch.Tensor, sample: Sample) -> float:
+    """Dice of everything but background, where the labels count."""
+    from napari_fovea.metrics import dice
+    from napari_fovea.training.samples import VOID
+
+    classes = sample.classes.numpy()
+    return dice(labels.cpu().numpy() > 0, classes > 0, ignore=classes == VOID)
