@@ -1,6 +1,7 @@
 """Segmenting images with a model."""
 
 from napari_fovea.inference.instances import separate
+from napari_fovea.inference.reading import complete
 from napari_fovea.inference.result import (
     AttentionMap,
     Event,
@@ -9,8 +10,10 @@ from napari_fovea.inference.result import (
     Segmentation,
     Separating,
     Started,
+    Tiled,
 )
-from napari_fovea.inference.segmenting import complete, segment
+from napari_fovea.inference.segmenting import segment
+from napari_fovea.inference.tiles import Tiling
 
 __all__ = [
     "AttentionMap",
@@ -20,6 +23,8 @@ __all__ = [
     "Segmentation",
     "Separating",
     "Started",
+    "Tiled",
+    "Tiling",
     "complete",
     "segment",
     "separate",

@@ -1,4 +1,4 @@
-"""From scanned planes to a result at the image's own size."""
+"""From planes that were read to a result at the image's own size."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from napari_fovea.images import Planes
+    from napari_fovea.inference.reading import Seen
     from napari_fovea.models import Model
-    from napari_fovea.networks import RetinaConfig
-    from napari_fovea.retina import Scan
+    from napari_fovea.retina import RetinaGrid
 
 
 class Assembly:
-    """Collects scanned planes into a result at the image's own size.
+    """Collects planes that were read into a result at the image's own size.
 
     Parameters
     ----------
@@ -32,10 +32,14 @@ class Assembly:
     classes : int
         Number of classes K.
     shape : tuple of int
-        Height and width at which planes are scanned.
+        Height and width at which planes are read.
+    focused : bool
+        Whether there is an overlap to collect.
     """
 
-    def __init__(self, planes: Planes, *, classes: int, shape: tuple[int, int]) -> None:
+    def __init__(
+        self, planes: Planes, *, classes: int, shape: tuple[int, int], focused: bool
+    ) -> None:
         n, (height, width) = len(planes), planes.shape
         self._lead = planes.lead
         self._labels = np.zeros((n, height, width), dtype=np.uint8)
@@ -43,18 +47,12 @@ class Assembly:
         self._probabilities[0] = 1
         self._uncertainty = np.zeros((n, height, width), dtype=np.float32)
         self._instances = np.zeros((n, height, width), dtype=np.int32)
-        self._overlap = np.zeros((n, *shape), dtype=np.float32)
+        self._overlap = np.zeros((n, *shape), dtype=np.float32) if focused else None
         self._paths: list[FocusPath] = []
         self._objects = 0
 
     def add(
-        self,
-        index: int,
-        model: Model,
-        scanned: Scan,
-        *,
-        scale: tuple[float, float],
-        diameter: float | None,
+        self, index: int, model: Model, seen: Seen, *, diameter: float | None
     ) -> None:
         """Add one plane.
 
@@ -64,31 +62,37 @@ class Assembly:
             Which plane of the stack.
         model : Model
             Tells classes and border.
-        scanned : Scan
-            The plane's scan.
-        scale : tuple of float
-            Image pixels per scanned pixel (y, x).
+        seen : Seen
+            What was read of it.
         diameter : float or None
             Typical diameter of the objects in image pixels.
         """
         size = (self._labels.shape[1], self._labels.shape[2])
-        outputs = resize(scanned.probabilities, size)
-        classes = _classes(model, scanned.probabilities, scanned.overlap, size)
+        classes = _classes(model, seen.outputs, seen.weights, size)
         labels = _most_probable(classes)
-        interior = None
-        if model.border is not None:
-            interior = (1 - outputs[0] - outputs[model.border]).cpu().numpy()
-        objects = separate(labels, interior=interior, diameter=diameter)
+        if seen.labels is not None and seen.instances is not None:
+            labels, objects = (
+                _enlarge(seen.labels, size),
+                _enlarge(seen.instances, size),
+            )
+        else:
+            interior = None
+            if model.border is not None:
+                outputs = resize(seen.outputs, size)
+                interior = (1 - outputs[0] - outputs[model.border]).cpu().numpy()
+            objects = separate(labels, interior=interior, diameter=diameter)
         self._labels[index] = labels
         self._probabilities[:, index] = classes.cpu().numpy()
         self._uncertainty[index] = entropy(classes).cpu().numpy()
         self._instances[index] = np.where(objects, objects + self._objects, 0)
         self._objects += int(objects.max(initial=0))
-        self._overlap[index] = scanned.overlap.cpu().numpy()
-        plane = np.full(len(scanned.path), index)
-        self._paths.append(replace(scanned.path, scale=scale, planes=plane))
+        if self._overlap is not None:
+            self._overlap[index] = seen.weights.cpu().numpy()
+        if seen.path is not None:
+            planes = np.full(len(seen.path), index)
+            self._paths.append(replace(seen.path, planes=planes))
 
-    def path(self, *, grid_of: RetinaConfig) -> FocusPath:
+    def path(self, *, grid: RetinaGrid) -> FocusPath:
         """Join the focus paths of all planes."""
 
         def joined(field: str, empty: NDArray[Any]) -> NDArray[Any]:
@@ -98,12 +102,14 @@ class Assembly:
             corners=joined("corners", np.zeros((0, 2), np.int64)),
             entropies=joined("entropies", np.zeros(0, np.float32)),
             steps=joined("steps", np.zeros(0, np.int64)),
-            grid=grid_of.grid,
+            grid=grid,
             scale=self._paths[0].scale if self._paths else (1.0, 1.0),
             planes=joined("planes", np.zeros(0, np.int64)),
         )
 
-    def result(self, path: FocusPath, provenance: dict[str, Any]) -> Segmentation:
+    def result(
+        self, path: FocusPath | None, provenance: dict[str, Any]
+    ) -> Segmentation:
         """Give everything the axes of the image."""
 
         def own(array: NDArray[Any], before: int = 0) -> NDArray[Any]:
@@ -111,30 +117,41 @@ class Assembly:
             return array.reshape(*head, *self._lead, *tail)
 
         height, width = self._labels.shape[1:]
-        overlap = AttentionMap.over(
-            "overlap", own(self._overlap), shape=(height, width)
-        )
+        attention: tuple[AttentionMap, ...] = ()
+        if self._overlap is not None:
+            overlap = own(self._overlap)
+            attention = (AttentionMap.over("overlap", overlap, shape=(height, width)),)
         return Segmentation(
             labels=own(self._labels),
             probabilities=own(self._probabilities, before=1),
             uncertainty=own(self._uncertainty),
             instances=own(self._instances),
             path=path,
-            attention=(overlap,),
+            attention=attention,
             provenance=provenance,
         )
+
+
+def _enlarge(labels: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """Bring labels to another size, each pixel from the nearest one."""
+    rows, columns = (
+        np.minimum(((np.arange(n) + 0.5) * m / n).astype(np.int64), m - 1)
+        for n, m in zip(size, labels.shape, strict=True)
+    )
+    enlarged: NDArray[Any] = labels[rows][:, columns]
+    return enlarged
 
 
 def _classes(
     model: Model,
     outputs: torch.Tensor,
-    overlap: torch.Tensor,
+    weights: torch.Tensor,
     size: tuple[int, int],
 ) -> torch.Tensor:
-    """Class probabilities (K, *size); uniform where the scan has not looked."""
+    """Class probabilities (K, *size); uniform where the network has not looked."""
     classes = model.class_probabilities(outputs)
     # A class of two outputs would otherwise win wherever nothing is known.
-    classes = torch.where(overlap > 0, classes, 1 / len(model.classes))
+    classes = torch.where(weights > 0, classes, 1 / len(model.classes))
     return resize(classes, size)
 
 
@@ -148,15 +165,18 @@ def _most_probable(classes: torch.Tensor) -> NDArray[np.uint8]:
 def preview(
     model: Model,
     outputs: torch.Tensor,
-    overlap: torch.Tensor,
+    weights: torch.Tensor,
     index: int,
     planes: Planes,
+    *,
+    focused: bool,
 ) -> Preview:
     """Show the map of one plane as it stands, at the image's own size."""
-    classes = _classes(model, outputs, overlap, planes.shape)
+    classes = _classes(model, outputs, weights, planes.shape)
+    overlap = None
+    if focused:
+        copied = weights.cpu().numpy().copy()
+        overlap = AttentionMap.over("overlap", copied, shape=planes.shape)
     return Preview(
-        index,
-        _most_probable(classes),
-        entropy(classes).cpu().numpy(),
-        AttentionMap.over("overlap", overlap.cpu().numpy().copy(), shape=planes.shape),
+        index, _most_probable(classes), entropy(classes).cpu().numpy(), overlap
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
 
 from napari_fovea.images import resize
+from napari_fovea.inference.reading import Seen, Step
 from napari_fovea.inference.tiles import Tiling, tiled
 from napari_fovea.networks import PatchCenterConfig, probabilities
 
@@ -30,49 +32,71 @@ def ready(model: Model, device: torch.device) -> nn.Module:
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def looking(
-    network: nn.Module,
-    image: torch.Tensor,
-    *,
-    model: Model,
-    tiling: Tiling | None = None,
-    batch_size: int = 1,
-    cancelled: Cancelled = lambda: False,
-) -> Generator[float, None, tuple[torch.Tensor, torch.Tensor]]:
-    """Run a dense network or a patch classifier over an image (C, H, W).
+class DenseReader:
+    """Reads planes with a network that tells every pixel's class.
 
-    Yields
-    ------
-    float
-        The share that is done.
-
-    Returns
-    -------
-    outputs : Tensor of float32, shape (outputs, H, W)
-        Probabilities.
-    weights : Tensor, shape (H, W)
-        Above 0 where the network has looked.
+    Parameters
+    ----------
+    model : Model
+        A dense model or a patch classifier.
+    device : torch.device
+        Where the planes will be.
+    tiling : Tiling, optional
+        How to cut; by default as the model likes it.
+    batch_size : int
+        Tiles seen together.
     """
-    if isinstance(model.config, PatchCenterConfig):
-        return (yield from _patches(network, image, model.config, cancelled))
 
-    def forward(batch: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
-            batch = batch.contiguous(memory_format=torch.channels_last)
-            return probabilities(network(batch))
+    def __init__(
+        self,
+        model: Model,
+        device: torch.device,
+        *,
+        tiling: Tiling | None = None,
+        batch_size: int = 1,
+    ) -> None:
+        self.model = model
+        self.tiling = tiling or default_tiling(model)
+        self.batch_size = batch_size
+        self._device = device
+        self._network: nn.Module | None = None
 
-    tiling = tiling or default_tiling(model)
-    return (
-        yield from tiled(
-            forward,
-            image,
-            outputs=len(model.outputs),
-            tiling=tiling,
-            multiple=int(getattr(network, "multiple", 1)),
-            batch_size=batch_size,
-            cancelled=cancelled,
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What it was told."""
+        if isinstance(self.model.config, PatchCenterConfig):
+            return {}
+        return {"tiling": asdict(self.tiling), "batch_size": self.batch_size}
+
+    def read(
+        self,
+        image: torch.Tensor,
+        *,
+        scale: tuple[float, float] = (1.0, 1.0),
+        cancelled: Cancelled = lambda: False,
+    ) -> Generator[Step, None, Seen]:
+        """Read a plane; see `Reader.read`."""
+        network = self._network = self._network or ready(self.model, self._device)
+        config = self.model.config
+        if isinstance(config, PatchCenterConfig):
+            return (yield from _patches(network, image, config, cancelled))
+
+        def forward(batch: torch.Tensor) -> torch.Tensor:
+            with torch.inference_mode():
+                batch = batch.contiguous(memory_format=torch.channels_last)
+                return probabilities(network(batch))
+
+        return (
+            yield from tiled(
+                forward,
+                image,
+                outputs=len(self.model.outputs),
+                tiling=self.tiling,
+                multiple=int(getattr(network, "multiple", 1)),
+                batch_size=self.batch_size,
+                cancelled=cancelled,
+            )
         )
-    )
 
 
 def default_tiling(model: Model) -> Tiling:
@@ -81,25 +105,12 @@ def default_tiling(model: Model) -> Tiling:
     return Tiling(int(tile), 0, int(tile) // 4) if tile else Tiling()
 
 
-def outputs_of(
-    model: Model, image: torch.Tensor, *, network: nn.Module | None = None
-) -> torch.Tensor:
-    """Probabilities of all outputs (outputs, H, W) of an image (C, H, W)."""
-    run = looking(network or ready(model, image.device), image, model=model)
-    try:
-        while True:
-            next(run)
-    except StopIteration as end:
-        outputs: torch.Tensor = end.value[0]
-        return outputs
-
-
 def _patches(
     network: nn.Module,
     image: torch.Tensor,
     config: PatchCenterConfig,
     cancelled: Cancelled,
-) -> Generator[float, None, tuple[torch.Tensor, torch.Tensor]]:
+) -> Generator[Step, None, Seen]:
     """Classify the patches around a lattice of pixels, and interpolate."""
     height, width = image.shape[1:]
     d, step = config.d, config.step
@@ -110,6 +121,13 @@ def _patches(
     found = image.new_zeros(config.classes, len(rows), len(columns))
     seen = image.new_zeros(1, len(rows), len(columns))
     across = _mirrored(columns[:, None] * step + offsets, width)  # (columns, d)
+
+    def read_out() -> tuple[torch.Tensor, torch.Tensor]:
+        # The lattice may reach past the image by less than a cell.
+        full = (len(rows) * step, len(columns) * step)
+        pmfs = resize(found, full)[:, :height, :width]
+        return pmfs, resize(seen, full)[0, :height, :width]
+
     for row in rows.tolist():
         down = _mirrored(row * step + offsets, height)
         band = image[:, down]  # (C, d, W)
@@ -121,13 +139,10 @@ def _patches(
                 pmfs = functional.softmax(network(patches).float(), dim=1)
             found[:, row, first : first + len(some)] = pmfs.T
         seen[:, row] = 1
-        yield (row + 1) / len(rows)
+        yield Step((row + 1) / len(rows), read_out)
         if cancelled():
             break
-    # The lattice may reach past the image by less than a cell.
-    full = (len(rows) * step, len(columns) * step)
-    found = resize(found, full)[:, :height, :width]
-    return found, resize(seen, full)[0, :height, :width]
+    return Seen(*read_out())
 
 
 def _mirrored(index: torch.Tensor, length: int) -> torch.Tensor:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from napari_fovea.inference.reading import Seen, Step
+from napari_fovea.inference.tiles import Tiling, plan_tiles, tile_length
 from napari_fovea.networks.mask_rcnn import Detections, paste
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from collections.abc import Callable, Generator
+
     from torch import nn
 
     from napari_fovea.models import Model
@@ -21,26 +24,85 @@ SCORE = 0.5
 """Least score of an object that is shown."""
 
 
-@dataclass(frozen=True)
-class Detected:
-    """What a detector found in an image.
+TILING = Tiling(1024, halo=96, blend=0)
+"""How large planes are cut: an object of up to the halo's size is seen whole."""
 
-    Attributes
+_MULTIPLE = 32
+
+
+class DetectorReader:
+    """Reads planes with a detector, which finds objects first.
+
+    Large planes are read in overlapping tiles. An object belongs to the tile in
+    whose own part its centre lies, so it is told once.
+
+    Parameters
     ----------
-    outputs : ndarray of float32, shape (K, H, W)
-        Class probabilities.
-    instances : ndarray of int32, shape (H, W)
-        Objects, numbered from 1 by falling score.
-    labels : ndarray of uint8, shape (H, W)
-        Class of the object that each pixel belongs to.
-    scores : ndarray of float32, shape (n,)
-        Score of object i + 1.
+    model : Model
+        A detector.
+    device : torch.device
+        Where the planes will be.
+    tiling : Tiling, optional
+        How to cut; its ``blend`` is not needed.
+    score : float
+        Least score of an object that is kept.
     """
 
-    outputs: NDArray[np.float32]
-    instances: NDArray[np.int32]
-    labels: NDArray[np.uint8]
-    scores: NDArray[np.float32]
+    def __init__(
+        self,
+        model: Model,
+        device: torch.device,
+        *,
+        tiling: Tiling | None = None,
+        score: float = SCORE,
+    ) -> None:
+        self.model = model
+        self.tiling = tiling or TILING
+        self.score = score
+        self._device = device
+        self._network: nn.Module | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What it was told."""
+        return {"tiling": asdict(self.tiling)}
+
+    def read(
+        self,
+        image: torch.Tensor,
+        *,
+        scale: tuple[float, float] = (1.0, 1.0),
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Generator[Step, None, Seen]:
+        """Read a plane; see `Reader.read`."""
+        network = self._network = self._network or ready(self.model, self._device)
+        height, width = image.shape[1:]
+        h = tile_length(height, self.tiling, multiple=_MULTIPLE)
+        w = tile_length(width, self.tiling, multiple=_MULTIPLE)
+        tops = plan_tiles(height, self.tiling, multiple=_MULTIPLE)
+        lefts = plan_tiles(width, self.tiling, multiple=_MULTIPLE)
+        found: list[Detections] = []
+        looked = torch.zeros(height, width)
+
+        def peek() -> tuple[torch.Tensor, torch.Tensor]:
+            _, probabilities = paste(join(found), (height, width))
+            return torch.from_numpy(probabilities), looked
+
+        for i, top in enumerate(tops):
+            for j, left in enumerate(lefts):
+                with torch.inference_mode():
+                    tile = image[None, :, top : top + h, left : left + w]
+                    tile = tile.contiguous(memory_format=torch.channels_last)
+                    seen: Detections = network(tile)[0].to("cpu")
+                rows, columns = _part(tops, i, h), _part(lefts, j, w)
+                found.append(_owned(seen, (left, top), columns, rows, self.score))
+                looked[top : top + h, left : left + w] = 1
+                yield Step((i * len(lefts) + j + 1) / (len(tops) * len(lefts)), peek)
+                if cancelled():
+                    break
+            if cancelled():
+                break
+        return _painted(join(found), looked)
 
 
 def ready(model: Model, device: torch.device) -> nn.Module:
@@ -49,40 +111,59 @@ def ready(model: Model, device: torch.device) -> nn.Module:
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def detect(
-    network: nn.Module, image: torch.Tensor, *, model: Model, score: float = SCORE
-) -> Detected:
-    """Find the objects of an image (C, H, W).
+def _part(starts: tuple[int, ...], index: int, length: int) -> tuple[float, float]:
+    """Where the centres lie of the objects that belong to a tile."""
+    start = starts[index]
+    low = -np.inf if index == 0 else (starts[index - 1] + length + start) / 2
+    last = index + 1 == len(starts)
+    high = np.inf if last else (start + length + starts[index + 1]) / 2
+    return float(low), float(high)
 
-    Parameters
-    ----------
-    network : nn.Module
-        From `ready`.
-    image : Tensor of float32, shape (C, H, W)
-        Normalised.
-    model : Model
-        Tells the classes.
-    score : float
-        Least score of an object that is kept.
-    """
-    with torch.inference_mode():
-        batch = image[None].contiguous(memory_format=torch.channels_last)
-        found: Detections = network(batch)[0]
-    kept = found.scores >= score
-    found = Detections(
-        boxes=found.boxes[kept],
-        scores=found.scores[kept],
-        labels=found.labels[kept],
-        masks=found.masks[kept],
-        classes=found.classes,
+
+def _owned(
+    seen: Detections,
+    offset: tuple[int, int],
+    columns: tuple[float, float],
+    rows: tuple[float, float],
+    score: float,
+) -> Detections:
+    """Lay a tile's sure objects on the plane, those that belong to it."""
+    boxes = seen.boxes + torch.tensor(offset * 2, dtype=seen.boxes.dtype)
+    x, y = (boxes[:, :2] + boxes[:, 2:]).unbind(1)
+    kept = (x >= 2 * columns[0]) & (x < 2 * columns[1])
+    kept &= (y >= 2 * rows[0]) & (y < 2 * rows[1]) & (seen.scores >= score)
+    return Detections(
+        boxes=boxes[kept],
+        scores=seen.scores[kept],
+        labels=seen.labels[kept],
+        masks=seen.masks[kept],
+        classes=seen.classes,
     )
-    height, width = image.shape[1:]
+
+
+def join(parts: list[Detections]) -> Detections:
+    """Put detections of one plane together."""
+    return Detections(
+        boxes=torch.cat([p.boxes for p in parts]),
+        scores=torch.cat([p.scores for p in parts]),
+        labels=torch.cat([p.labels for p in parts]),
+        masks=torch.cat([p.masks for p in parts]),
+        classes=parts[0].classes,
+    )
+
+
+def _painted(found: Detections, looked: torch.Tensor) -> Seen:
+    height, width = looked.shape
     instances, outputs = paste(found, (height, width))
     # Those that another hides have no pixels: number what is left.
     shown = np.unique(instances[instances > 0])
     numbers = np.zeros(len(found) + 1, dtype=np.int32)
     numbers[shown] = np.arange(1, len(shown) + 1)
     classes = np.zeros(len(found) + 1, dtype=np.uint8)
-    classes[1:] = found.labels.cpu().numpy()
-    scores = found.scores.float().cpu().numpy()
-    return Detected(outputs, numbers[instances], classes[instances], scores[shown - 1])
+    classes[1:] = found.labels.numpy()
+    return Seen(
+        torch.from_numpy(outputs),
+        looked,
+        labels=classes[instances],
+        instances=numbers[instances],
+    )

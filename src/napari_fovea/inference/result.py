@@ -88,6 +88,8 @@ class Started:
         Height and width at which the network looks at each plane.
     classes : int
         Number of classes K.
+    focused : bool
+        Whether the network moves a focus: there will be fixations and an overlap.
     fraction : float
         0.
     """
@@ -95,6 +97,7 @@ class Started:
     shape: tuple[int, ...]
     scanned: tuple[int, int]
     classes: int
+    focused: bool = True
     fraction: float = 0.0
 
 
@@ -130,13 +133,30 @@ class Preview:
         Plane of the stack, counted from 0.
     labels : ndarray of uint8, shape (H, W)
     uncertainty : ndarray of float32, shape (H, W)
-    overlap : AttentionMap
+    overlap : AttentionMap or None
+        From networks that move a focus.
     """
 
     plane: int
     labels: NDArray[np.uint8]
     uncertainty: NDArray[np.float32]
-    overlap: AttentionMap
+    overlap: AttentionMap | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tiled:
+    """Some tiles have been seen by a network that moves no focus.
+
+    Attributes
+    ----------
+    plane : int
+        Plane of the stack, counted from 0.
+    fraction : float
+        Estimate of how much of the whole image is done, in [0, 1].
+    """
+
+    plane: int
+    fraction: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,5 +175,5 @@ class Separating:
     fraction: float
 
 
-Event = Started | Fixated | Preview | Separating
+Event = Started | Fixated | Tiled | Preview | Separating
 """What a running segmentation reports."""

@@ -5,18 +5,28 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
+from napari_fovea.errors import ModelError
+from napari_fovea.inference.reading import Seen, Step
 from napari_fovea.networks import RetinaConfig, RetinaVGG
 from napari_fovea.retina import (
     FUSIONS,
+    POLICIES,
     CropLook,
+    FocusPath,
     Fusion,
     Looked,
     Policy,
+    Raster,
+    RetinaGrid,
     Scan,
+    Seek,
     scan,
 )
 
@@ -123,25 +133,136 @@ def inference_network(model: Model, device: torch.device) -> Network:
     return forward
 
 
-def scan_tensor(
-    model: Model, image: torch.Tensor, *, policy: Policy, budget: int | None = None
-) -> Scan:
-    """Scan to the end and return the result; the default budget applies."""
-    config = model.config
-    assert isinstance(config, RetinaConfig)
-    if budget is None:
-        budget = default_budget((image.shape[1], image.shape[2]), d=config.d)
-    run = scanning(
-        inference_network(model, image.device),
-        image,
-        config=config,
-        policy=policy,
-        budget=budget,
-        batch_size=64,
-    )
-    try:
-        while True:
-            next(run)
-    except StopIteration as end:
-        result: Scan = end.value
-        return result
+class RetinaReader:
+    """Reads planes by moving the retina over them.
+
+    Parameters
+    ----------
+    model : Model
+        A retina model.
+    device : torch.device
+        Where the planes will be.
+    shape : tuple of int
+        Their height and width.
+    policy : str or Policy, optional
+        By default the model's.
+    fusion : str or Fusion, optional
+        By default what suits the policy.
+    budget : int, optional
+        Most fixations per plane; see `default_budget`.
+    batch_size : int
+        Most subareas looked at together.
+
+    Raises
+    ------
+    ModelError
+        If there is no such policy or fusion.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        device: torch.device,
+        shape: tuple[int, int],
+        *,
+        policy: str | Policy | None = None,
+        fusion: str | Fusion | None = None,
+        budget: int | None = None,
+        batch_size: int = 32,
+    ) -> None:
+        config = model.config
+        assert isinstance(config, RetinaConfig)
+        self.config = config
+        self.policy = _policy(policy or model.scan.get("policy", "seek"))
+        self.fusion = _fusion(fusion, self.policy)
+        if budget is None and not isinstance(self.policy, Raster):
+            budget = default_budget(shape, d=config.d)
+        self.budget = budget
+        self.batch_size = batch_size
+        self._model, self._device = model, device
+        self._network: Network | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What it was told."""
+        return {
+            "policy": _name(POLICIES, self.policy),
+            "fusion": _name(FUSIONS, self.fusion),
+            "budget": self.budget,
+            "batch_size": self.batch_size,
+        }
+
+    def read(
+        self,
+        image: torch.Tensor,
+        *,
+        scale: tuple[float, float] = (1.0, 1.0),
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Generator[Step, None, Seen]:
+        """Read a plane; see `Reader.read`."""
+        if self._network is None:
+            self._network = inference_network(self._model, self._device)
+        grid = self.config.grid
+        run = scanning(
+            self._network,
+            image,
+            config=self.config,
+            policy=self.policy,
+            fusion=self.fusion,
+            budget=self.budget,
+            batch_size=self.batch_size,
+            cancelled=cancelled,
+        )
+        try:
+            while True:
+                looked = next(run)
+                part = FocusPath(
+                    corners=looked.corners.cpu().numpy(),
+                    entropies=looked.entropies.float().cpu().numpy(),
+                    steps=looked.steps.cpu().numpy(),
+                    grid=grid,
+                    scale=scale,
+                    planes=np.zeros(len(looked.corners), dtype=np.int64),
+                )
+                yield Step(
+                    looked.done / looked.expected,
+                    partial(_read_out, self.fusion, looked, grid),
+                    part,
+                    looked.done,
+                )
+        except StopIteration as end:
+            scanned: Scan = end.value
+        path = replace(scanned.path, scale=scale)
+        return Seen(scanned.probabilities, scanned.overlap, path)
+
+
+def _read_out(
+    fusion: Fusion, looked: Looked, grid: RetinaGrid
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return fusion.read_out(looked.votes, grid), looked.overlap
+
+
+def _policy(policy: Any) -> Policy:
+    if isinstance(policy, Raster | Seek):
+        return policy
+    if policy not in POLICIES:
+        raise ModelError(
+            f"There is no policy {policy!r}; expected {' or '.join(POLICIES)}."
+        )
+    return POLICIES[policy]
+
+
+def _fusion(fusion: str | Fusion | None, policy: Policy) -> Fusion:
+    if fusion is None:
+        fusion = "mean" if isinstance(policy, Raster) else "precision"
+    if not isinstance(fusion, str):
+        return fusion
+    if fusion not in FUSIONS:
+        raise ModelError(
+            f"There is no fusion {fusion!r}; expected {' or '.join(FUSIONS)}."
+        )
+    return FUSIONS[fusion]
+
+
+def _name(known: dict[str, Any], value: Any) -> str:
+    return next((k for k, v in known.items() if v == value), repr(value))

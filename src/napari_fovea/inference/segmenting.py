@@ -6,6 +6,7 @@ import datetime
 import math
 import platform
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -20,30 +21,19 @@ from napari_fovea.images import (
     to_tensor,
 )
 from napari_fovea.inference.assembly import Assembly, preview
+from napari_fovea.inference.dense import DenseReader
+from napari_fovea.inference.detect import DetectorReader
 from napari_fovea.inference.result import (
     Event,
     Fixated,
     Segmentation,
     Separating,
     Started,
+    Tiled,
 )
-from napari_fovea.inference.retina import (
-    default_budget,
-    inference_network,
-    scanning,
-)
+from napari_fovea.inference.retina import RetinaReader
 from napari_fovea.models import Model
-from napari_fovea.networks import RetinaConfig
-from napari_fovea.retina import (
-    FUSIONS,
-    POLICIES,
-    FocusPath,
-    Fusion,
-    Policy,
-    Raster,
-    Scan,
-    Seek,
-)
+from napari_fovea.networks import MaskRCNNConfig, RetinaConfig
 
 if TYPE_CHECKING:
     import os
@@ -51,6 +41,10 @@ if TYPE_CHECKING:
 
     import torch
     from numpy.typing import ArrayLike
+
+    from napari_fovea.inference.reading import Reader, Seen
+    from napari_fovea.inference.tiles import Tiling
+    from napari_fovea.retina import Fusion, Policy
 
 _MOST_RESIZING = 16
 _PREVIEW_SHARE = 3  # previews of large images take at most a quarter of the time
@@ -68,7 +62,8 @@ def segment(
     diameter: float | None = None,
     pixel_size: float | None = None,
     device: str = "auto",
-    batch_size: int = 32,
+    tiling: Tiling | None = None,
+    batch_size: int | None = None,
     preview_every: float | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Generator[Event, None, Segmentation]:
@@ -86,7 +81,7 @@ def segment(
     rgb : bool, optional
         Whether the last axis holds channels, where ``axes`` is not given.
     policy : str or Policy, optional
-        ``"seek"`` (the default) or ``"raster"``, the paper's.
+        For retina models, ``"seek"`` (the default) or ``"raster"``, the paper's.
     fusion : str or Fusion, optional
         ``"precision"`` or ``"mean"``; by default what suits the policy.
     budget : int, optional
@@ -100,8 +95,10 @@ def segment(
         model knows the size of its own.
     device : str
         ``"auto"`` or a torch device.
-    batch_size : int
-        Most subareas looked at together.
+    tiling : Tiling, optional
+        How other models cut large planes into tiles.
+    batch_size : int, optional
+        Most subareas (32 by default) or tiles (1) looked at together.
     preview_every : float, optional
         Seconds between previews; by default there are none.
     cancelled : callable
@@ -110,7 +107,7 @@ def segment(
 
     Yields
     ------
-    Started, then Fixated, Preview or Separating
+    Started, then Fixated or Tiled, Preview, Separating
 
     Returns
     -------
@@ -130,130 +127,103 @@ def segment(
     if not isinstance(model, Model):
         model = Model.load(model)
     planes = planes.for_network(model.channels)
-    config = model.config
-    if not isinstance(config, RetinaConfig):
-        raise ModelError(
-            f"Model {model.name!r} is a {model.system} network, which cannot scan an "
-            "image; expected a retina model: choose another."
-        )
     where = devices.pick(device)
-    chosen = _policy(policy or model.scan.get("policy", "seek"))
-    fused = _fusion(fusion, chosen)
     factor = _resizing(model, planes.shape, diameter=diameter, pixel_size=pixel_size)
     shape = (
         max(1, round(planes.shape[0] * factor)),
         max(1, round(planes.shape[1] * factor)),
     )
-    if budget is None and not isinstance(chosen, Raster):
-        budget = default_budget(shape, d=config.d)
+    reader = reader_for(
+        model,
+        where,
+        shape,
+        policy=policy,
+        fusion=fusion,
+        budget=budget,
+        tiling=tiling,
+        batch_size=batch_size,
+    )
+    grid = model.config.grid if isinstance(model.config, RetinaConfig) else None
+    focused = grid is not None
     scale = (planes.shape[0] / shape[0], planes.shape[1] / shape[1])
     expected = _object_diameter(model, factor, diameter)
     limits = model.normalisation.limits(planes)
-    yield Started((*planes.lead, *planes.shape), shape, len(model.classes))
-    store = Assembly(planes, classes=len(model.classes), shape=shape)
-    network = inference_network(model, where)
+    yield Started((*planes.lead, *planes.shape), shape, len(model.classes), focused)
+    store = Assembly(planes, classes=len(model.classes), shape=shape, focused=focused)
     stopped = False
     for index, plane in enumerate(planes):
         if plane.min() == plane.max():
             continue  # an empty plane of a stack is all background
         pixels = to_tensor(plane, limits=limits, channels=model.channels, device=where)
-        run = scanning(
-            network,
-            resize(pixels, shape),
-            config=config,
-            policy=chosen,
-            fusion=fused,
-            budget=budget,
-            batch_size=batch_size,
-            cancelled=cancelled,
-        )
+        run = reader.read(resize(pixels, shape), scale=scale, cancelled=cancelled)
         del pixels
         last, cost = time.perf_counter(), 0.0
         try:
             while True:
-                looked = next(run)
-                part = FocusPath(
-                    corners=looked.corners.cpu().numpy(),
-                    entropies=looked.entropies.float().cpu().numpy(),
-                    steps=looked.steps.cpu().numpy(),
-                    grid=config.grid,
-                    scale=scale,
-                    planes=np.full(len(looked.corners), index),
-                )
-                share = min(1.0, looked.done / looked.expected)
-                yield Fixated(index, part, looked.done, (index + share) / len(planes))
+                step = next(run)
+                fraction = (index + min(1.0, step.fraction)) / len(planes)
+                if step.path is None:
+                    yield Tiled(index, fraction)
+                else:
+                    part = replace(step.path, planes=np.full(len(step.path), index))
+                    yield Fixated(index, part, step.done, fraction)
                 now = time.perf_counter()
                 if preview_every is not None and now - last >= max(
                     preview_every, _PREVIEW_SHARE * cost
                 ):
-                    seen = fused.read_out(looked.votes, config.grid)
-                    yield preview(model, seen, looked.overlap, index, planes)
+                    yield preview(model, *step.peek(), index, planes, focused=focused)
                     last = time.perf_counter()
                     cost = last - now
         except StopIteration as end:
-            scanned: Scan = end.value
+            seen: Seen = end.value
         yield Separating(index, (index + 1) / len(planes))
-        store.add(index, model, scanned, scale=scale, diameter=expected)
+        store.add(index, model, seen, diameter=expected)
         stopped = cancelled()
         if stopped:
             break
-    path = store.path(grid_of=config)
-    provenance = _provenance(
-        model,
-        planes,
-        where,
-        settings={
-            "policy": _name(POLICIES, chosen),
-            "fusion": _name(FUSIONS, fused),
-            "budget": budget,
-            "diameter": diameter,
-            "pixel_size": pixel_size,
-            "batch_size": batch_size,
-        },
-    )
-    provenance |= {
+    path = store.path(grid=grid) if grid is not None else None
+    settings = {"diameter": diameter, "pixel_size": pixel_size} | reader.settings
+    provenance = _provenance(model, planes, where, settings=settings) | {
         "resized_by": factor,
-        "fixations": len(path),
+        "fixations": len(path) if path is not None else None,
         "cancelled": stopped,
         "seconds": round(time.perf_counter() - started, 3),
     }
     return store.result(path, provenance)
 
 
-def complete(run: Generator[Any, None, Any]) -> Any:
-    """Run a generator of events to its end and return its result.
-
-    Examples
-    --------
-    >>> result = complete(segment(image, "retina-nuclei"))  # doctest: +SKIP
-    """
-    try:
-        while True:
-            next(run)
-    except StopIteration as end:
-        return end.value
-
-
-def _policy(policy: Any) -> Policy:
-    if isinstance(policy, Raster | Seek):
-        return policy
-    if policy not in POLICIES:
-        raise ModelError(
-            f"There is no policy {policy!r}; expected {' or '.join(POLICIES)}."
+def reader_for(
+    model: Model,
+    device: torch.device,
+    shape: tuple[int, int],
+    *,
+    policy: str | Policy | None = None,
+    fusion: str | Fusion | None = None,
+    budget: int | None = None,
+    tiling: Tiling | None = None,
+    batch_size: int | None = None,
+) -> Reader:
+    """Choose how a model reads planes of a shape; see `segment`."""
+    if isinstance(model.config, RetinaConfig):
+        return RetinaReader(
+            model,
+            device,
+            shape,
+            policy=policy,
+            fusion=fusion,
+            budget=budget,
+            batch_size=batch_size or 32,
         )
-    return POLICIES[policy]
-
-
-def _fusion(fusion: str | Fusion | None, policy: Policy) -> Fusion:
-    if fusion is None:
-        fusion = "mean" if isinstance(policy, Raster) else "precision"
-    if not isinstance(fusion, str):
-        return fusion
-    if fusion not in FUSIONS:
-        raise ModelError(
-            f"There is no fusion {fusion!r}; expected {' or '.join(FUSIONS)}."
-        )
-    return FUSIONS[fusion]
+    focus = {"policy": policy, "fusion": fusion, "budget": budget}
+    for name, value in focus.items():
+        if value is not None:
+            raise ModelError(
+                f"Model {model.name!r} is an {model.system} network that moves no "
+                f"focus; expected no {name}: leave it out, or choose a retina model."
+            )
+    if isinstance(model.config, MaskRCNNConfig):
+        return DetectorReader(model, device, tiling=tiling)
+    return DenseReader(model, device, tiling=tiling, batch_size=batch_size or 1)
 
 
 def _resizing(
@@ -296,10 +266,6 @@ def _object_diameter(
     if diameter is not None:
         return diameter
     return model.object_diameter / factor if model.object_diameter else None
-
-
-def _name(known: dict[str, Any], value: Any) -> str:
-    return next((k for k, v in known.items() if v == value), repr(value))
 
 
 def _provenance(

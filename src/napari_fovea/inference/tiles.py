@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from napari_fovea.errors import ImageError
+from napari_fovea.inference.reading import Seen, Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -102,7 +103,7 @@ def tiled(
     multiple: int = 1,
     batch_size: int = 1,
     cancelled: Callable[[], bool] = lambda: False,
-) -> Generator[float, None, tuple[torch.Tensor, torch.Tensor]]:
+) -> Generator[Step, None, Seen]:
     """Run a network over a plane by tiles.
 
     Parameters
@@ -124,14 +125,11 @@ def tiled(
 
     Yields
     ------
-    float
-        The share that is done, in (0, 1].
+    Step
 
     Returns
     -------
-    probabilities : Tensor of float32, shape (outputs, H, W)
-    weights : Tensor of float32, shape (H, W)
-        Above 0 where the network has looked.
+    Seen
     """
     height, width = image.shape[1:]
     below, right = -height % multiple, -width % multiple
@@ -149,6 +147,11 @@ def tiled(
     ]
     total = image.new_zeros(outputs, tall, wide)
     weights = image.new_zeros(tall, wide)
+
+    def read_out() -> tuple[torch.Tensor, torch.Tensor]:
+        mean = total[:, :height, :width] / weights[:height, :width].clamp(min=1e-6)
+        return mean, weights[:height, :width]
+
     for start in range(0, len(corners), batch_size):
         part = corners[start : start + batch_size]
         batch = torch.stack([image[:, y : y + h, x : x + w] for y, x in part])
@@ -157,8 +160,7 @@ def tiled(
             weight = weight.to(image.device)
             total[:, y : y + h, x : x + w] += seen * weight
             weights[y : y + h, x : x + w] += weight
-        yield (start + len(part)) / len(corners)
+        yield Step((start + len(part)) / len(corners), read_out)
         if cancelled():
             break
-    total /= weights.clamp(min=1e-6)
-    return total[:, :height, :width], weights[:height, :width]
+    return Seen(*read_out())

@@ -46,6 +46,11 @@ class Entry:
         return system_of(self.header.network, self.header.config)
 
     @property
+    def focused(self) -> bool:
+        """Whether it moves a focus over the image."""
+        return self.header.network == "retina-vgg"
+
+    @property
     def megabytes(self) -> float:
         """Size of its file in MB (10⁶ bytes)."""
         return self.path.stat().st_size / 1e6

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from napari_fovea.inference.dense import outputs_of, ready
+from napari_fovea.inference.dense import DenseReader
+from napari_fovea.inference.reading import complete
 from napari_fovea.losses import LOSSES, cross_entropy
 from napari_fovea.networks import PatchCenterConfig
 from napari_fovea.training.augment import vary_light
@@ -69,10 +70,10 @@ class DenseTask(Task[View]):
         if not self.validation:
             return None
         device = next(model.network.parameters()).device
-        network = ready(model, device)
+        reader = DenseReader(model, device)
         scores = []
         for sample in self.validation:
-            outputs = outputs_of(model, sample.image.to(device), network=network)
+            outputs = complete(reader.read(sample.image.to(device))).outputs
             labels = model.class_probabilities(outputs).argmax(0)
             scores.append(foreground_dice(labels, sample))
         return float(np.mean(scores))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from napari_fovea.inference.detect import detect, ready
+from napari_fovea.inference.detect import DetectorReader
+from napari_fovea.inference.reading import complete
 from napari_fovea.metrics import average_precision
 from napari_fovea.networks.mask_rcnn import Target
 from napari_fovea.training.augment import vary_light
@@ -91,10 +92,10 @@ class DetectionTask(Task[Scenes]):
         if not self.validation:
             return None
         device = next(model.network.parameters()).device
-        network = ready(model, device)
+        reader = DetectorReader(model, device)
         scores = []
         for sample in self.validation:
-            found = detect(network, sample.image.to(device), model=model)
+            found = complete(reader.read(sample.image.to(device)))
             assert sample.instances is not None
             void = sample.classes.numpy() == VOID
             scores.append(

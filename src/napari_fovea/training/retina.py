@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from napari_fovea.inference.retina import scan_tensor
+from napari_fovea.inference.reading import complete
+from napari_fovea.inference.retina import RetinaReader
 from napari_fovea.losses import cell_cross_entropy
 from napari_fovea.networks import RetinaConfig
-from napari_fovea.retina import IGNORE, POLICIES, Seek, cell_pmfs
+from napari_fovea.retina import IGNORE, Seek, cell_pmfs
 from napari_fovea.training.augment import sample_view, vary_light
 from napari_fovea.training.samples import VOID, Sample, boundary_places
 from napari_fovea.training.task import Task, foreground_dice
@@ -51,7 +52,6 @@ class RetinaTask(Task[Crops]):
         config = model.config
         assert isinstance(config, RetinaConfig)
         self.grid = config.grid
-        self.policy = POLICIES[model.scan.get("policy", "seek")]
         self.boundaries = [boundary_places(s) for s in samples]
         self.uncertain: dict[int, NDArray[np.int64]] = {}
         areas = np.array([s.classes.numel() for s in samples], dtype=float)
@@ -105,7 +105,11 @@ class RetinaTask(Task[Crops]):
         for i in rng.choice(len(self.samples), size=count, replace=False):
             image = self.samples[i].image.to(device)
             budget = min(4 * _KEPT, image[0].numel() * 400 // 65536 + 1)
-            path = scan_tensor(model, image, policy=Seek(), budget=budget).path
+            height, width = image.shape[1:]
+            reader = RetinaReader(
+                model, device, (height, width), policy=Seek(), budget=budget
+            )
+            path = complete(reader.read(image)).path
             places = path.corners + self.grid.d // 2
             keep = rng.permutation(len(places))[:_KEPT]
             self.uncertain[int(i)] = np.clip(
@@ -119,8 +123,10 @@ class RetinaTask(Task[Crops]):
         device = next(model.network.parameters()).device
         scores = []
         for sample in self.validation:
-            found = scan_tensor(model, sample.image.to(device), policy=self.policy)
-            labels = model.class_probabilities(found.probabilities).argmax(0)
+            height, width = sample.image.shape[1:]
+            reader = RetinaReader(model, device, (height, width))
+            outputs = complete(reader.read(sample.image.to(device))).outputs
+            labels = model.class_probabilities(outputs).argmax(0)
             scores.append(foreground_dice(labels, sample))
         return float(np.mean(scores))
 

@@ -168,6 +168,13 @@ def own(layer: Layer) -> dict[str, Any] | None:
     return note if mine else None
 
 
+def forget(layer: Layer) -> None:
+    """Take from a layer of the plugin's what it says of the run that made it."""
+    note = own(layer) or {}
+    kept = {k: note[k] for k in ("source", "role") if k in note}
+    layer.metadata = {KEY: kept}
+
+
 def find(layers: Iterable[Layer], source: str, role: str, *, ndim: int) -> Layer | None:
     """Find the plugin's layer of a role and dimension that shows this source."""
     for layer in layers:

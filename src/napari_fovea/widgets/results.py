@@ -38,6 +38,8 @@ _ROLES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "instances": ("labels", "instances", {"opacity": 0.5}),
 }
 
+_OF_FOCUS = ("overlap", "path")  # roles that only networks with a focus fill
+
 
 class ResultLayers:
     """Layers that show one run on one region of one source layer.
@@ -137,6 +139,10 @@ class ResultLayers:
         sizes = {"overlap": (*started.shape[:-2], *started.scanned)}
         kinds = {"overlap": "f4", "uncertainty": "f4", "classes": "u1"}
         for role in _ROLES:
+            # Nothing moves a focus: the layers of an earlier run tell nothing of it.
+            if role in _OF_FOCUS and not started.focused:
+                self._do(f"no {role}", partial(self._clear, role))
+                continue
             if self.layer(role) is not None:
                 continue
             shape = sizes.get(role, started.shape)
@@ -145,15 +151,22 @@ class ResultLayers:
                 data = self._own_axes(np.zeros(shape, kinds.get(role, "i4")))
             self._do(role, partial(self._put, role, data))
         self._top = float(np.log(started.classes))
-        self._do("empty path", self._empty_path)
+        self._do("empty path", partial(self._clear, "path"))
         if live:
             self._do("show", self._show_classes)
         self._do("then", then)
 
-    def _empty_path(self) -> None:
-        path = self.layer("path")
-        if path is not None and path.nshapes:
-            path.data = []
+    def _clear(self, role: str) -> None:
+        """Empty a layer of what an earlier run has put there."""
+        layer = self.layer(role)
+        if layer is None:
+            return
+        if role == "path":
+            if layer.nshapes:
+                layer.data = []
+        else:
+            layer.data = np.zeros_like(layer.data)
+        layers.forget(layer)
 
     def _put(
         self,
@@ -203,8 +216,9 @@ class ResultLayers:
         arrays: dict[str, tuple[NDArray[Any], AttentionMap | None]] = {
             "classes": (seen.labels, None),
             "uncertainty": (seen.uncertainty, None),
-            "overlap": (seen.overlap.array, seen.overlap),
         }
+        if seen.overlap is not None:
+            arrays["overlap"] = (seen.overlap.array, seen.overlap)
         for role, (plane, attention) in arrays.items():
             layer = self.layer(role)
             if layer is not None and layer.visible:
@@ -291,19 +305,20 @@ class ResultLayers:
             self.draw_path()
         else:
             self._redraw_path(result.path)
-        (overlap,) = result.attention
-        for role, array, attention in (
+        shown: list[tuple[str, NDArray[Any], AttentionMap | None]] = [
             ("classes", result.labels, None),
             ("uncertainty", result.uncertainty, None),
-            ("overlap", overlap.array, overlap),
+            *((a.name, a.array, a) for a in result.attention if a.name in _ROLES),
             ("instances", result.instances, None),
-        ):
+        ]
+        for role, array, attention in shown:
             data = self._own_axes(array)
             self._do(
                 role, partial(self._put, role, data, attention=attention, note=note)
             )
         self._do("show", self._show_as_before)
-        self._do("path", partial(self._note_path, result, note))
+        if result.path is not None:
+            self._do("path", partial(self._note_path, result, note))
 
     def _show_classes(self) -> None:
         for role, visible in (("classes", True), ("instances", False)):

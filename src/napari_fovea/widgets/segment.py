@@ -113,6 +113,7 @@ class SegmentDock(QWidget):
         form.addRow("Policy", self.policy)
         form.addRow("Budget", self.budget)
         form.addRow("Diameter", self.diameter)
+        self._form = form
         buttons = QHBoxLayout()
         buttons.addWidget(self.run_button)
         buttons.addWidget(self.cancel_button)
@@ -171,7 +172,13 @@ class SegmentDock(QWidget):
 
     def _enable(self) -> None:
         running = self.job is not None
-        ready = self.session.chosen is not None and self.images.count() > 0
+        chosen = self.session.chosen
+        ready = chosen is not None and self.images.count() > 0
+        # Only the retina has a focus that a policy moves.
+        for row in (self.policy, self.budget):
+            shown = chosen is None or chosen.focused
+            row.setVisible(shown)
+            self._form.labelForField(row).setVisible(shown)
         self.run_button.setEnabled(ready and not running)
         self.cancel_button.setEnabled(running)
         if not running and self.images.count() == 0:
@@ -183,9 +190,15 @@ class SegmentDock(QWidget):
 
     def settings(self) -> dict[str, Any]:
         """Read the form as arguments of `inference.segment`."""
+        chosen = self.session.chosen
+        focus = {}
+        if chosen is None or chosen.focused:
+            focus = {
+                "policy": self.policy.currentData(),
+                "budget": self.budget.value() or None,
+            }
         return {
-            "policy": self.policy.currentData(),
-            "budget": self.budget.value() or None,
+            **focus,
             "diameter": self.diameter.value() or None,
             "device": self.session.device,
         }
@@ -232,7 +245,7 @@ class SegmentDock(QWidget):
             layer,
             region,
             later=lambda f: QTimer.singleShot(0, f),
-            in_order=live and settings["policy"] == "seek",
+            in_order=live and settings.get("policy") == "seek",
         )
         self._started = time.perf_counter()
         self._note = {
@@ -302,10 +315,10 @@ class SegmentDock(QWidget):
         self.results.finish(result, note)
         self.progress.setValue(1000)
         how = "Stopped" if made["cancelled"] else "Done"
+        looks = f"{made['fixations']} fixations, " if result.path is not None else ""
         self.status.setText(
-            f"{how}: {int(result.instances.max())} objects, "
-            f"{made['fixations']} fixations, {_duration(made['seconds'])} on "
-            f"{made['device']}"
+            f"{how}: {int(result.instances.max())} objects, {looks}"
+            f"{_duration(made['seconds'])} on {made['device']}"
         )
 
     def _complain(self, error: Exception) -> None:

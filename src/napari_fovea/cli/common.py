@@ -1,0 +1,105 @@
+"""What the commands share: where they print, and how they tell things."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from napari_fovea.errors import FoveaError
+
+if TYPE_CHECKING:
+    from napari_fovea.training.fit import EpochEnd
+    from napari_fovea.training.run import Labelling
+
+app = typer.Typer(
+    name="napari-fovea",
+    help="Attention networks for biomedical segmentation.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+out = Console()
+err = Console(stderr=True, soft_wrap=True)
+
+
+class PolicyName(StrEnum):
+    """Policies a scan can follow."""
+
+    seek = "seek"
+    raster = "raster"
+
+
+class LabelKind(StrEnum):
+    """What the numbers in label images mean."""
+
+    instances = "instances"
+    classes = "classes"
+
+
+def complain(what: str, sentence: str) -> None:
+    """Print what went wrong."""
+    # File names may hold brackets, which are no markup.
+    err.print(f"[red]{what}:[/red] {escape(sentence)}", highlight=False)
+
+
+def sentence(error: Exception) -> str:
+    """Say what went wrong in one line."""
+    first = str(error).strip().split("\n")[0]
+    return (
+        first if isinstance(error, FoveaError) else f"{type(error).__name__}: {first}"
+    )
+
+
+def progress_bar() -> Progress:
+    """Make a bar with the time that is left."""
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        transient=True,
+    )
+
+
+def duration(seconds: float) -> str:
+    """Tell a time roughly, as people do."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def epoch_line(end: EpochEnd) -> str:
+    """Tell of an epoch in one line."""
+    score = f", score {end.score:.4f}" if end.score is not None else ""
+    return (
+        f"epoch {end.epoch}/{end.epochs}: loss {end.loss:.4f}{score}, "
+        f"{end.seconds:.0f} s, {duration(end.seconds_left)} left"
+    )
+
+
+def labelling_of(
+    classes: str, kind: LabelKind, *, border: bool, ignore: int | None
+) -> Labelling:
+    """Make of the options what the numbers in the labels mean."""
+    from napari_fovea.training.run import Labelling
+
+    return Labelling(
+        classes=("background", *(c.strip() for c in classes.split(","))),
+        from_instances=kind is LabelKind.instances,
+        border=border,
+        ignore=ignore,
+    )

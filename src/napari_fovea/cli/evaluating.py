@@ -1,0 +1,214 @@
+"""The commands that tell how good models are."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from napari_fovea.cli.common import (
+    LabelKind,
+    PolicyName,
+    app,
+    epoch_line,
+    labelling_of,
+    out,
+    progress_bar,
+)
+from napari_fovea.errors import FoveaError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Option(help="Name of a model, or its file.")],
+    images: Annotated[Path, typer.Option(help="Folder of images.")],
+    labels: Annotated[Path, typer.Option(help="Folder of labels, same stems.")],
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="File for all scores, per image.")
+    ] = None,
+    labels_are: Annotated[
+        LabelKind, typer.Option(help="What the numbers in the labels mean.")
+    ] = LabelKind.instances,
+    ignore: Annotated[
+        int | None, typer.Option(help="Label that counts for nothing.")
+    ] = None,
+    groups: Annotated[
+        Path | None,
+        typer.Option(help="CSV file with columns id (stem) and kind of image."),
+    ] = None,
+    policy: Annotated[
+        PolicyName | None, typer.Option(help="How to scan; by default the model's.")
+    ] = None,
+    budget: Annotated[
+        int | None, typer.Option(min=1, help="Most fixations per plane.")
+    ] = None,
+    diameter: Annotated[
+        float | None, typer.Option(help="Typical diameter of the objects in pixels.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, …")] = "auto",
+) -> None:
+    """Segment labelled images and tell how well they agree.
+
+    Means and standard deviations are over images.
+    """
+    from napari_fovea.evaluation import evaluate as run
+    from napari_fovea.files import replacing
+    from napari_fovea.models import Model
+    from napari_fovea.training.run import Labelling
+    from napari_fovea.training.samples import pair_files
+
+    loaded = Model.load(model)
+    pairs = pair_files(images, labels)
+    kinds = _kinds(groups) if groups is not None else {}
+    instances = labels_are is LabelKind.instances
+    labelling = Labelling(
+        ("background", "object") if instances else loaded.classes,
+        from_instances=instances,
+        ignore=ignore,
+    )
+    events = run(
+        loaded,
+        pairs,
+        labelling=labelling,
+        groups=kinds,
+        policy=policy.value if policy else None,
+        budget=budget,
+        diameter=diameter,
+        device=device,
+    )
+    with progress_bar() as progress:
+        bar = progress.add_task("images", total=len(pairs))
+        try:
+            while True:
+                progress.update(bar, completed=next(events).done)
+        except StopIteration as end:
+            evaluation = end.value
+    columns = {"all": evaluation.summary()}
+    columns |= {g: evaluation.summary(g) for g in evaluation.groups}
+    out.print(_table(columns))
+    if json_file is not None:
+        with replacing(json_file) as temporary:
+            told = {"model": loaded.name, **evaluation.as_json()}
+            temporary.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        out.print(f"wrote {json_file}")
+
+
+@app.command()
+def crossval(
+    recipe: Annotated[str, typer.Option(help="How to train; see 'recipes'.")],
+    images: Annotated[Path, typer.Option(help="Folder of images.")],
+    labels: Annotated[Path, typer.Option(help="Folder of labels, same stems.")],
+    folds: Annotated[int, typer.Option(min=2, help="How many.")] = 5,
+    few: Annotated[
+        bool,
+        typer.Option("--few", help="Train on one fold, evaluate on all the others."),
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder to keep folds in; what is there is not done again."),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="File for all scores.")
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(help="Network settings: a name, or JSON over the recipe's."),
+    ] = None,
+    classes: Annotated[
+        str, typer.Option(help="Names of the classes but background, with commas.")
+    ] = "object",
+    labels_are: Annotated[
+        LabelKind, typer.Option(help="What the numbers in the labels mean.")
+    ] = LabelKind.instances,
+    border: Annotated[
+        bool, typer.Option(help="Learn borders between touching objects (instances).")
+    ] = True,
+    ignore: Annotated[
+        int | None, typer.Option(help="Label that counts for nothing.")
+    ] = None,
+    channels: Annotated[int, typer.Option(min=1, max=4)] = 3,
+    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    views: Annotated[
+        int | None, typer.Option(min=1, help="Crops shown per epoch.")
+    ] = None,
+    policy: Annotated[
+        PolicyName | None, typer.Option(help="How to scan; by default the model's.")
+    ] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+    device: Annotated[str, typer.Option()] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="float32, bfloat16 or float16.")
+    ] = "float32",
+) -> None:
+    """Train and evaluate by k-fold cross-validation.
+
+    Means and standard deviations are over folds.
+    """
+    from napari_fovea.evaluation import ImageScored, cross_validate
+    from napari_fovea.files import replacing
+
+    changes = {"epochs": epochs, "views": views}
+    events = cross_validate(
+        images,
+        labels,
+        recipe=recipe,
+        folds=folds,
+        few=few,
+        config=config,
+        labelling=labelling_of(classes, labels_are, border=border, ignore=ignore),
+        channels=channels,
+        changes={k: v for k, v in changes.items() if v is not None},
+        seed=seed,
+        device=device,
+        precision=precision,
+        output=output,
+        policy=policy.value if policy else None,
+    )
+    try:
+        while True:
+            told = next(events)
+            event, where = told.event, f"fold {told.fold}/{told.folds}"
+            if not isinstance(event, ImageScored):
+                typer.echo(f"{where}, {epoch_line(event)}")
+            elif event.done == event.total:
+                typer.echo(f"{where}: {event.total} images evaluated")
+    except StopIteration as end:
+        result = end.value
+    out.print(_table({f"{folds} folds": result.summary()}))
+    if json_file is not None:
+        with replacing(json_file) as temporary:
+            text = json.dumps({"recipe": recipe, **result.as_json()}, indent=1)
+            temporary.write_text(text + "\n", encoding="utf-8")
+        out.print(f"wrote {json_file}")
+
+
+def _kinds(path: Path) -> Mapping[str, str]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return {row["id"]: row["kind"] for row in csv.DictReader(file)}
+    except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
+        raise FoveaError(
+            f"{path} does not tell kinds of images; expected a CSV file with columns "
+            "id and kind: check its name and its first line."
+        ) from error
+
+
+def _table(columns: dict[str, dict[str, Any]]) -> Table:
+    """Lay measures out in rows, and sets of images in columns."""
+    counted = {name: s.get("images", s.get("folds")) for name, s in columns.items()}
+    table = Table("", *(f"{n} ({c})" for n, c in counted.items()), box=None)
+    measures = [m for m in next(iter(columns.values())) if m not in ("images", "folds")]
+    for measure in measures:
+        cells = []
+        for summary in columns.values():
+            mean, std = summary[measure]["mean"], summary[measure]["std"]
+            cells.append("–" if mean is None else f"{mean:.4f} ± {std:.4f}")
+        table.add_row(measure, *cells)
+    return table

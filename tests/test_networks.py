@@ -1,0 +1,441 @@
+"""The papers' networks: sizes, shapes, gradients, attention, ablations, ensembles."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from napari_fovea.errors import ModelError
+from napari_fovea.models import Model
+from napari_fovea.networks import (
+    DenseConfig,
+    MaskRCNN,
+    attention_names,
+    build,
+    capture_attention,
+    name_of,
+    named_configs,
+    network_names,
+    probabilities,
+    system_of,
+    validate,
+)
+from napari_fovea.networks.blocks import SqueezeExcite, on_multiple
+from napari_fovea.networks.ensemble import Ensemble, gather
+from napari_fovea.networks.focusnet import UpStep
+from napari_fovea.networks.gates import AdditiveGate, Coefficients
+from napari_fovea.networks.r2_attention_unet import Block, RecurrentConvolution
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DENSE: dict[str, dict[str, Any]] = {
+    "focusnet": {"width": 8},
+    "focusnet-plus": {
+        "stem": 4,
+        "widths": (8, 12, 16),
+        "units": (1, 2, 1),
+        "side": 4,
+        "last": (6,),
+    },
+    "r2-attention-unet": {"width": 4, "depth": 4},
+    "unet": {"width": 4, "depth": 3},
+}
+TINY: dict[str, dict[str, Any]] = DENSE | {
+    "ensemble": {"member": "unet", "settings": DENSE["unet"], "members": 2},
+    "retina-vgg": {"d": 32, "r": 2, "width": 4, "units": 8, "norm": True},
+    "patch-center": {"d": 16, "width": 4, "units": 8},
+    "mask-rcnn": {
+        "backbone": "resnet18",
+        "width": 8,
+        "pyramid": 16,
+        "head_width": 16,
+        "mask_width": 8,
+        "mask_layers": 1,
+        "mask_side": 14,
+        "before_inference": 30,
+        "after_inference": 30,
+        "score": 0.0,
+    },
+}
+
+
+def shuffled(network: nn.Module) -> nn.Module:
+    """Make outputs depend on every weight and statistic, ready for inference."""
+    for name, value in network.state_dict().items():
+        if name.endswith("running_var"):
+            value.uniform_(0.5, 1.5)
+        elif value.is_floating_point() and value.ndim <= 1:
+            value.add_(torch.randn_like(value), alpha=0.1)
+    return network.eval().requires_grad_(False)
+
+
+def tiny(name: str, **changes: Any) -> nn.Module:
+    return shuffled(build(name, TINY[name] | changes))
+
+
+# -- sizes -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "channels", "trainable", "in_all"),
+    [
+        ("focusnet", "paper", 3, 19_063_933, 19_073_573),
+        ("focusnet", "paper", 1, 19_057_085, 19_066_725),
+        ("focusnet-plus", "released", 3, 7_771_723, 7_803_739),
+        ("focusnet-plus", "released", 1, 7_770_123, 7_802_139),
+    ],
+)
+def test_the_published_networks_have_their_authors_parameters(
+    name: str, config: str, channels: int, trainable: int, in_all: int
+) -> None:
+    settings = named_configs(name)[config] | {"channels": channels, "classes": 2}
+    with torch.device("meta"):
+        network = build(name, settings)
+    parameters = sum(p.numel() for p in network.parameters())
+    statistics = sum(b.numel() for k, b in network.named_buffers() if "running" in k)
+    assert (parameters, parameters + statistics) == (trainable, in_all)
+
+
+@pytest.mark.parametrize("name", network_names())
+def test_every_named_setting_can_be_built(name: str) -> None:
+    for settings in named_configs(name).values():
+        with torch.device("meta"):
+            network = build(name, settings)
+        assert name_of(network) == name
+
+
+def test_systems_are_those_of_the_papers() -> None:
+    assert {name: system_of(name, TINY[name]) for name in network_names()} == {
+        "ensemble": "S0",
+        "focusnet": "S1",
+        "focusnet-plus": "S3",
+        "mask-rcnn": "S4",
+        "patch-center": "S0",
+        "r2-attention-unet": "S2",
+        "retina-vgg": "S0",
+        "unet": "S0",
+    }
+
+
+# -- what goes in and out ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("classes", [2, 3])
+def test_any_image_gets_logits_of_its_size(name: str, classes: int) -> None:
+    network = tiny(name, classes=classes)
+    assert isinstance(network.config, DenseConfig)
+    assert network.config.logits == (1 if classes == 2 else 3)
+    for shape in ((1, 1), (1, 9), (7, 5), (33, 18), (32, 32)):
+        logits = network(torch.rand(2, 3, *shape))
+        assert logits.shape == (2, network.config.logits, *shape)
+        assert logits.isfinite().all()
+    assert logits.std() > 0
+
+
+@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_images_have_one_to_four_channels(name: str, channels: int) -> None:
+    network = tiny(name, channels=channels)
+    image = torch.rand(1, channels, 19, 21)
+    logits = network(image)
+    assert logits.shape == (1, 1, 19, 21)
+    for i in range(channels):
+        other = image.clone()
+        other[:, i] = 1 - other[:, i]
+        assert not torch.allclose(network(other), logits, atol=1e-5), "each counts"
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_sides_that_do_not_divide_are_filled_with_the_edge(name: str) -> None:
+    network = tiny(name)
+    image = torch.rand(1, 3, 13, 30)
+    m = network.multiple
+    below, right = -13 % m, -30 % m
+    assert below and right
+    whole = functional.pad(image, (0, right, 0, below), mode="replicate")
+    expected = network(whole)[..., :13, :30]
+    torch.testing.assert_close(network(image), expected)
+
+
+def test_filling_leaves_the_image_in_its_corner() -> None:
+    image = torch.rand(2, 3, 5, 6)
+    seen = []
+    out = on_multiple(lambda x: (seen.append(x), x)[1], image, 4)
+    assert torch.equal(out, image)
+    assert seen[0].shape == (2, 3, 8, 8)
+    assert torch.equal(seen[0][..., 7, 7], image[..., 4, 5])
+
+
+@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_gradient_reaches_every_parameter(name: str, classes: int) -> None:
+    network = build(name, DENSE[name] | {"classes": classes}).train()
+    logits = network(torch.rand(2, 3, 32, 48))
+    (logits * torch.randn_like(logits)).sum().backward()
+    for key, parameter in network.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+        # A bias that a normalisation takes away again learns nothing.
+        assert parameter.ndim == 1 or parameter.grad.any(), key
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_training_counts_and_inference_does_not(name: str) -> None:
+    network = tiny(name)
+    images = torch.rand(3, 3, 32, 32)
+
+    def statistics() -> torch.Tensor:
+        buffers = [b for k, b in network.named_buffers() if "running" in k]
+        return torch.cat([b.flatten() for b in buffers]).clone()
+
+    before = statistics()
+    together = network(images)
+    assert torch.equal(statistics(), before)
+    for i in range(3):
+        torch.testing.assert_close(network(images[i : i + 1])[0], together[i])
+    trained = network.train()(images)
+    assert (statistics() != before).all()
+    assert not torch.allclose(trained, together, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_the_memory_layout_does_not_matter(name: str) -> None:
+    image = torch.rand(2, 3, 21, 34)
+    network = tiny(name)
+    expected = network(image)
+    last = network.to(memory_format=torch.channels_last)
+    found = last(image.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_probabilities_are_of_all_classes_and_sum_to_one(channels: int) -> None:
+    logits = 5 * torch.randn(2, channels, 4, 6)
+    p = probabilities(logits)
+    torch.testing.assert_close(p.sum(1), torch.ones(2, 4, 6))
+    if channels == 1:
+        assert p.shape == (2, 2, 4, 6)
+        torch.testing.assert_close(p[:, 1], 1 / (1 + (-logits[:, 0]).exp()))
+    else:
+        literal = logits.exp() / logits.exp().sum(1, keepdim=True)
+        torch.testing.assert_close(p, literal)
+    assert probabilities(logits.bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", network_names())
+def test_a_saved_model_gives_the_same_outputs(name: str, tmp_path: Path) -> None:
+    classes = 3 if name != "mask-rcnn" else 2
+    settings = TINY[name] | {"classes": classes}
+    if name == "ensemble":
+        settings["settings"] = settings["settings"] | {"classes": classes}
+    model = Model(
+        name=name,
+        network=shuffled(build(name, settings)),
+        classes=("background", *"abc"[: classes - 1]),
+        outputs=tuple(range(classes)),
+    )
+    model.save(tmp_path / "model.safetensors")
+    loaded = Model.load(tmp_path / "model.safetensors")
+    assert loaded.config == model.config
+    assert loaded.system == model.system
+    side = settings.get("d", 50)
+    image = torch.rand(1, 3, side, side)
+    expected, found = model.network(image), loaded.network(image)
+    other = shuffled(build(name, settings))(image)
+    if isinstance(model.network, MaskRCNN):
+        expected, found, other = (
+            torch.cat([x[0].boxes.flatten(), x[0].masks.flatten()])
+            for x in (expected, found, other)
+        )
+    assert torch.equal(found, expected)
+    assert found.shape != other.shape or not torch.allclose(other, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "says"),
+    [
+        ("u-net", {}, "no network 'u-net'.*unet"),
+        ("unet", {"depth": 1}, "depth"),
+        ("unet", {"wide": 3}, "wide"),
+        ("unet", {"classes": 1}, "classes"),
+        ("focusnet", {"width": 6}, "width"),
+        ("focusnet", {"dropout": 1.0}, "dropout"),
+        ("focusnet-plus", {"widths": (8, 10)}, "width 10 .* four groups"),
+        ("focusnet-plus", {"widths": (8, 12), "units": (1, 0)}, "1 to 16 units"),
+        ("focusnet-plus", {"widths": (8, 12), "units": (1, 1, 1)}, "units"),
+        ("focusnet-plus", {"last": (0,)}, "last"),
+        ("r2-attention-unet", {"steps": -1}, "steps"),
+        ("ensemble", {"settings": {}}, "member"),
+        ("ensemble", {"member": "nothing", "settings": {}}, "no network 'nothing'"),
+        ("ensemble", {"member": "unet", "settings": {"depth": 99}}, "depth"),
+        ("ensemble", {"member": "unet", "settings": {"classes": 3}}, "other"),
+        ("ensemble", {"member": "ensemble", "settings": {}}, "hold ensembles"),
+        ("ensemble", {"member": "retina-vgg", "settings": {}}, "every pixel"),
+        ("ensemble", {"member": "mask-rcnn", "settings": {}}, "every pixel"),
+    ],
+)
+def test_senseless_settings_get_one_sentence(
+    name: str, settings: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ModelError, match=says) as caught:
+        validate(name, settings)
+    assert "\n" not in str(caught.value)
+
+
+# -- attention -----------------------------------------------------------------------
+
+
+def expected_maps(name: str, h: int, w: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the attention of `TINY` networks."""
+    if name == "focusnet":
+        return {f"gate 1/{1 << i}": (8 << i, h >> i, w >> i) for i in range(3)}
+    if name == "r2-attention-unet":
+        return {f"skip 1/{1 << i}": (1, h >> i, w >> i) for i in (2, 1)}
+    if name == "focusnet-plus":
+        entering = {
+            "encoder 1/1 unit 1": (4, 0),
+            "encoder 1/2 unit 1": (8, 1),
+            "encoder 1/2 unit 2": (12, 1),
+            "encoder 1/4 unit 1": (12, 2),
+            "decoder 1/2 unit 1": (16, 1),
+            "decoder 1/1 unit 1": (12, 0),
+        }
+        return {
+            f"{unit} {part}": (channels // 4, h >> i, w >> i)
+            for unit, (channels, i) in entering.items()
+            for part in "ab"
+        }
+    if name == "mask-rcnn":
+        return {
+            f"pyramid attention P{i}": (16, h >> i, w >> i) for i in (2, 3, 4)
+        }
+    return {}
+
+
+@pytest.mark.parametrize("name", sorted(set(TINY) - {"patch-center", "retina-vgg"}))
+def test_attention_is_found_by_name(name: str) -> None:
+    network = tiny(name)
+    if name == "r2-attention-unet":
+        network = tiny(name, depth=3)
+    expected = expected_maps(name, 64, 96)
+    names = attention_names(network)
+    assert len(set(names)) == len(names)
+    assert set(names) == set(expected)
+    with capture_attention(network) as maps:
+        assert maps == {}
+        network(torch.rand(1, 3, 64, 96))
+    assert {k: tuple(v.shape[1:]) for k, v in maps.items()} == expected
+    for key, values in maps.items():
+        assert values.min() >= 0, key
+        assert values.max() <= 1, key
+        assert values.std() > 0, key
+        assert not values.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "gates"),
+    [
+        ("focusnet", "paper", 3),
+        ("r2-attention-unet", "paper", 3),
+        ("r2-attention-unet", "no-attention", 0),
+        ("focusnet-plus", "released", 2 * (12 + 4)),
+        ("focusnet-plus", "paper", 2 * (5 + 4)),
+        ("mask-rcnn", "paper", 3),
+        ("unet", "paper", 0),
+        ("retina-vgg", "paper", 0),
+    ],
+)
+def test_the_papers_networks_have_so_many_gates(
+    name: str, config: str, gates: int
+) -> None:
+    with torch.device("meta"):
+        network = build(name, named_configs(name)[config])
+    names = attention_names(network)
+    assert len(names) == len(set(names)) == gates
+    assert "skip 1/1" not in names, "the shallowest skip is plain"
+
+
+def test_nothing_is_kept_when_nobody_looks() -> None:
+    network = tiny("focusnet")
+    image = torch.rand(1, 3, 16, 16)
+    plain = network(image)
+    with capture_attention(network, names=("gate 1/2",)) as maps:
+        assert torch.equal(network(image), plain), "looking changes nothing"
+    assert set(maps) == {"gate 1/2"}
+    before = maps["gate 1/2"].clone()
+    network(torch.rand(1, 3, 16, 16))
+    assert torch.equal(maps["gate 1/2"], before)
+    with pytest.raises(ZeroDivisionError), capture_attention(network):
+        _ = 1 / 0
+    assert not any(m._forward_hooks for m in network.modules())
+    with capture_attention(network, names=()) as none:
+        network(image)
+    assert none == {}
+
+
+def test_gates_decide_what_the_segmenting_branch_sees() -> None:
+    network = tiny("focusnet")
+    image = torch.rand(1, 3, 32, 32)
+    plain = network(image)
+    shut = [m for m in network.modules() if isinstance(m, Coefficients)]
+    hooks = [m.register_forward_hook(lambda *a: 0 * a[2]) for m in shut]
+    assert not torch.allclose(network(image), plain, atol=1e-4)
+    for hook in hooks:
+        hook.remove()
+    assert torch.equal(network(image), plain)
+
+
+# -- parts ---------------------------------------------------------------------------
+
+
+def test_the_additive_gate_is_equations_one_and_two() -> None:
+    gate = AdditiveGate(3, signal=5, inner=4, label="a")
+    x, g = torch.randn(2, 3, 4, 6), torch.randn(2, 5, 4, 6)
+    found = gate(x, g)
+    wx, wg = gate.skip.weight[:, :, 0, 0], gate.signal.weight[:, :, 0, 0]
+    psi = gate.psi.weight[0, :, 0, 0]
+    for b, i, j in ((0, 0, 0), (0, 3, 5), (1, 2, 1)):
+        inner = wx @ x[b, :, i, j] + wg @ g[b, :, i, j] + gate.signal.bias
+        alpha = 1 / (1 + (-(psi @ inner.tanh() + gate.psi.bias)).exp())
+        torch.testing.assert_close(found[b, :, i, j], alpha * x[b, :, i, j])
+    assert gate.skip.bias is None, "one bias is enough"
+
+
+def test_squeeze_and_excite_weighs_channels_by_their_means() -> None:
+    part = SqueezeExcite(32, ratio=8)
+    x = torch.randn(2, 32, 3, 5)
+    found = part(x)
+    for b in range(2):
+        means = torch.stack([x[b, c].sum() / 15 for c in range(32)])
+        inner = (part.squeeze.weight @ means).clamp(min=0)
+        assert inner.shape == (4,)
+        weight = 1 / (1 + (-(part.excite.weight @ inner)).exp())
+        for c in range(32):
+            torch.testing.assert_close(found[b, c], x[b, c] * weight[c])
+    assert SqueezeExcite(4).squeeze.out_features == 1
+
+
+def test_an_up_step_doubles_and_looks_below_and_right() -> None:
+    step = shuffled(UpStep(3, 4, skip=2))
+    x, skip = torch.randn(1, 3, 3, 2), torch.randn(1, 2, 6, 4)
+    found = step(x, skip)
+    assert found.shape == (1, 4, 6, 4)
+    big = torch.zeros(1, 3, 7, 5)
+    for i in range(6):
+        for j in range(4):
+            big[..., i, j] = x[..., i // 2, j // 2]
+    up = torch.zeros(1, 4, 6, 4)
+    weight, bias = step.convolution.weight, step.convolution.bias
+    for i in range(6):
+        for j in range(4):
+            window = big[0, :, i : i + 2, j : j + 2]
+            up[0, :, i, j] = (weight * window).sum((1, 2, 3)) + bias
+    expected = step.unit(torch.cat([up.relu(), skip], dim=1))
+    torch.testing.assert_close(found, expected)
+    assert step.unit.first.in_channels == 4 + 2

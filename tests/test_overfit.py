@@ -1,0 +1,87 @@
+"""Every network learns four real images by heart, as a recipe trains it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from napari_fovea import complete, segment
+from napari_fovea.files import read_image
+from napari_fovea.metrics import dice, instance_scores
+from napari_fovea.training.augment import Augmentation, Geometry
+from napari_fovea.training.fit import fit
+from napari_fovea.training.recipes import Recipe
+from napari_fovea.training.run import Labelling, fresh_model, task_for
+from napari_fovea.training.samples import make_sample
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from napari_fovea.models import Model
+
+SIDE = 128
+
+# Every view is shown as it is.
+AS_IS = Augmentation(
+    scale=(1.0, 1.0),
+    stretch=0.0,
+    gamma=(1.0, 1.0),
+    gain=(1.0, 1.0),
+    offset=0.0,
+    colour=0.0,
+    invert=0.0,
+    gray=0.0,
+    noise=0.0,
+    blur=0.0,
+)
+UPRIGHT = Geometry(turn=False, flip=False, rotate=0.0, zoom=(1.0, 1.0), shear=0.0)
+
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def four(nuclei: Path) -> list[Pair]:
+    """Crops of four real images with a fair share of nuclei, and their labels."""
+    found: list[Pair] = []
+    for path in sorted((nuclei / "val" / "images").glob("*.png")):
+        image, labels = (
+            read_image(nuclei / "val" / kind / path.name)[64:, 64:][:SIDE, :SIDE]
+            for kind in ("images", "labels")
+        )
+        objects, areas = np.unique(labels[labels > 0], return_counts=True)
+        if 0.15 < np.mean(labels > 0) < 0.5 and 5 <= len(objects) <= 20:
+            if np.median(areas) > 150:
+                found.append((image, labels))
+        if len(found) == 4:
+            return found
+    pytest.skip("too few images with a fair share of nuclei")
+
+
+def learn(
+    network: str, settings: dict[str, Any], pairs: list[Pair], **changes: Any
+) -> Model:
+    recipe = Recipe(
+        **{
+            "network": network,
+            "config": "small",
+            "epochs": 4,
+            "batch_size": 4,
+            "learning_rate": 3e-3,
+            "choice": "last",
+            "validate_every": 100,
+            "augmentation": AS_IS,
+            "geometry": UPRIGHT,
+        }
+        | changes
+    )
+    labelling = Labelling(border=False)
+    model = fresh_model(recipe, config=json.dumps(settings), labelling=labelling)
+    samples = [
+        make_sample(image, truth, channels=3, outputs=len(model.outputs))
+        for image, truth in pairs
+    ]
+    task = task_for(model, samples, [], recipe=recipe, seed=0)
+    return complete(fit(model, task, recipe, device="cpu")).model
