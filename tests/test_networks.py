@@ -24,7 +24,7 @@ from napari_fovea.networks import (
     system_of,
     validate,
 )
-from napari_fovea.networks.blocks import SqueezeExcite, on_multiple
+from napari_fovea.networks.blocks import SqueezeExcite
 from napari_fovea.networks.ensemble import Ensemble, gather
 from napari_fovea.networks.focusnet import UpStep
 from napari_fovea.networks.gates import AdditiveGate, Coefficients
@@ -157,38 +157,33 @@ def test_sides_that_do_not_divide_are_filled_with_the_edge(name: str) -> None:
     image = torch.rand(1, 3, 13, 30)
     m = network.multiple
     below, right = -13 % m, -30 % m
-    assert below and right
+    assert min(below, right) > 0
     whole = functional.pad(image, (0, right, 0, below), mode="replicate")
     expected = network(whole)[..., :13, :30]
     torch.testing.assert_close(network(image), expected)
 
 
-def test_filling_leaves_the_image_in_its_corner() -> None:
-    image = torch.rand(2, 3, 5, 6)
-    seen = []
-    out = on_multiple(lambda x: (seen.append(x), x)[1], image, 4)
-    assert torch.equal(out, image)
-    assert seen[0].shape == (2, 3, 8, 8)
-    assert torch.equal(seen[0][..., 7, 7], image[..., 4, 5])
-
-
 @pytest.mark.parametrize("name", DENSE)
 @pytest.mark.parametrize("classes", [2, 3])
 def test_the_gradient_reaches_every_parameter(name: str, classes: int) -> None:
-    network = build(name, DENSE[name] | {"classes": classes}).train()
-    logits = network(torch.rand(2, 3, 32, 48))
-    (logits * torch.randn_like(logits)).sum().backward()
-    for key, parameter in network.named_parameters():
-        assert parameter.grad is not None, key
-        assert parameter.grad.isfinite().all(), key
-        # A bias that a normalisation takes away again learns nothing.
-        assert parameter.ndim == 1 or parameter.grad.any(), key
+    reached: set[str] = set()
+    for _ in range(8):  # a lone unit may be born dead, but not always
+        network = build(name, DENSE[name] | {"classes": classes}).train()
+        logits = network(torch.rand(2, 3, 32, 48))
+        (logits * torch.randn_like(logits)).sum().backward()
+        for key, parameter in network.named_parameters():
+            assert parameter.grad is not None, key
+            assert parameter.grad.isfinite().all(), key
+            if parameter.grad.any():
+                reached.add(key)
+    # A bias that a normalisation takes away again learns nothing but rounding.
+    assert reached >= {k for k, p in network.named_parameters() if p.ndim > 1}
 
 
 @pytest.mark.parametrize("name", DENSE)
 def test_training_counts_and_inference_does_not(name: str) -> None:
-    network = tiny(name)
-    images = torch.rand(3, 3, 32, 32)
+    network = tiny(name).double()
+    images = torch.rand(3, 3, 32, 32).double()
 
     def statistics() -> torch.Tensor:
         buffers = [b for k, b in network.named_buffers() if "running" in k]
@@ -253,7 +248,7 @@ def test_a_saved_model_gives_the_same_outputs(name: str, tmp_path: Path) -> None
             torch.cat([x[0].boxes.flatten(), x[0].masks.flatten()])
             for x in (expected, found, other)
         )
-    assert torch.equal(found, expected)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
     assert found.shape != other.shape or not torch.allclose(other, expected)
 
 
@@ -312,17 +307,13 @@ def expected_maps(name: str, h: int, w: int) -> dict[str, tuple[int, ...]]:
             for part in "ab"
         }
     if name == "mask-rcnn":
-        return {
-            f"pyramid attention P{i}": (16, h >> i, w >> i) for i in (2, 3, 4)
-        }
+        return {f"pyramid attention P{i}": (16, h >> i, w >> i) for i in (2, 3, 4)}
     return {}
 
 
 @pytest.mark.parametrize("name", sorted(set(TINY) - {"patch-center", "retina-vgg"}))
 def test_attention_is_found_by_name(name: str) -> None:
     network = tiny(name)
-    if name == "r2-attention-unet":
-        network = tiny(name, depth=3)
     expected = expected_maps(name, 64, 96)
     names = attention_names(network)
     assert len(set(names)) == len(names)
@@ -383,12 +374,13 @@ def test_gates_decide_what_the_segmenting_branch_sees() -> None:
     network = tiny("focusnet")
     image = torch.rand(1, 3, 32, 32)
     plain = network(image)
-    shut = [m for m in network.modules() if isinstance(m, Coefficients)]
-    hooks = [m.register_forward_hook(lambda *a: 0 * a[2]) for m in shut]
-    assert not torch.allclose(network(image), plain, atol=1e-4)
-    for hook in hooks:
+    for gate in (m for m in network.modules() if isinstance(m, Coefficients)):
+        hook = gate.register_forward_hook(lambda *a: torch.zeros_like(a[2]))
+        other = network(image)
         hook.remove()
-    assert torch.equal(network(image), plain)
+        assert (other - plain).abs().max() > 1e-5 * plain.std(), gate.label
+    assert not torch.equal(other, plain)
+    torch.testing.assert_close(network(image), plain)
 
 
 # -- parts ---------------------------------------------------------------------------
@@ -439,3 +431,130 @@ def test_an_up_step_doubles_and_looks_below_and_right() -> None:
     expected = step.unit(torch.cat([up.relu(), skip], dim=1))
     torch.testing.assert_close(found, expected)
     assert step.unit.first.in_channels == 4 + 2
+
+
+def test_recurrence_is_equations_four_and_five() -> None:
+    part = shuffled(RecurrentConvolution(2, 3, steps=2))
+    x = torch.randn(1, 2, 4, 5)
+    forward, recurrent = part.forward_weights, part.recurrent_weights.weight
+
+    def convolved(image: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        image = functional.pad(image, (1, 1, 1, 1))
+        out = torch.zeros(1, 3, 4, 5)
+        for i in range(4):
+            for j in range(5):
+                window = image[0, :, i : i + 3, j : j + 3]
+                out[0, :, i, j] = (weight * window).sum((1, 2, 3))
+        return out
+
+    p = torch.zeros(1, 3, 4, 5)
+    for norm in part.norms:  # t = 0, 1, 2
+        z = convolved(x, forward.weight) + convolved(p, recurrent)
+        r = (z + forward.bias[:, None, None]).clamp(min=0)
+        mean, var, scale, shift = (
+            v[:, None, None]
+            for v in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        )
+        p = (r - mean) / (var + norm.eps).sqrt() * scale + shift
+    torch.testing.assert_close(part(x), p, atol=1e-5, rtol=1e-5)
+
+
+# -- ablations of the recurrent residual attention U-Net -------------------------------
+
+
+def shapes(**changes: Any) -> dict[str, tuple[int, ...]]:
+    network = tiny("r2-attention-unet", **changes)
+    return {k: tuple(v.shape) for k, v in network.state_dict().items()}
+
+
+def test_ablations_differ_where_they_should() -> None:
+    whole = shapes()
+    assert shapes(attention=False) == {
+        k: v for k, v in whole.items() if not k.startswith("gates.")
+    }
+    assert shapes(steps=0) == {
+        k: v
+        for k, v in whole.items()
+        if "recurrent_weights" not in k and not ("norms." in k and "norms.0." not in k)
+    }
+    plain = shapes(residual=False)
+    assert set(plain) == {k for k in whole if "project" not in k}
+    other = {k for k in plain if plain[k] != whole[k]}
+    # Without a projection the first convolution of a block takes its input as it is.
+    assert other == {
+        f"{side}.{i}.convolutions.0.forward_weights.weight"
+        for side, count in (("encoder", 4), ("decoder", 3))
+        for i in range(count)
+    }
+
+
+def test_open_gates_are_no_gates() -> None:
+    network = tiny("r2-attention-unet")
+    twin = tiny("r2-attention-unet", attention=False)
+    state = network.state_dict()
+    twin.load_state_dict({k: state[k] for k in twin.state_dict()})
+    image = torch.rand(1, 3, 32, 40)
+    expected = twin(image)
+    assert not torch.allclose(network(image), expected, rtol=1e-3, atol=1e-3)
+    for part in network.modules():
+        if isinstance(part, AdditiveGate):
+            part.psi.bias.fill_(1e3)
+    torch.testing.assert_close(network(image), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_without_recurrent_weights_the_last_step_stands_alone() -> None:
+    part = shuffled(RecurrentConvolution(3, 4, steps=2))
+    single = RecurrentConvolution(3, 4, steps=0).eval()
+    single.forward_weights = part.forward_weights
+    single.norms[0] = part.norms[2]
+    x = torch.randn(1, 3, 6, 7)
+    assert not torch.allclose(part(x), single(x), atol=1e-2)
+    part.recurrent_weights.weight.zero_()
+    torch.testing.assert_close(part(x), single(x))
+
+
+def test_a_residual_block_passes_its_projected_input_by() -> None:
+    block = shuffled(Block(3, 5, steps=1, residual=True))
+    x = torch.randn(1, 3, 4, 4)
+    projected = block.project(x)
+    torch.testing.assert_close(
+        block(x) - projected, block.convolutions(projected), atol=1e-5, rtol=1e-4
+    )
+    for part in block.convolutions[1].norms:
+        part.weight.zero_()
+        part.bias.zero_()
+    torch.testing.assert_close(block(x), projected)
+
+
+# -- ensembles -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("name", DENSE)
+def test_an_ensemble_tells_the_mean_of_its_members(name: str, classes: int) -> None:
+    members = [tiny(name, classes=classes) for _ in range(3)]
+    ensemble = gather(members)
+    assert isinstance(ensemble, Ensemble)
+    assert system_of("ensemble", ensemble.config.model_dump()) == system_of(name)
+    image = torch.rand(2, 3, 21, 34)
+    single = [probabilities(member(image)) for member in members]
+    found = probabilities(ensemble(image))
+    torch.testing.assert_close(found, sum(single) / 3, atol=1e-5, rtol=1e-4)
+    assert all((found - one).abs().max() > 1e-3 for one in single)
+    assert ensemble.multiple == members[0].multiple
+    assert gather(members[:1]) is members[0]
+
+
+def test_sure_members_that_contradict_each_other_are_unsure_together() -> None:
+    members = [tiny("unet"), tiny("unet")]
+    for member, sign in zip(members, (1, -1), strict=True):
+        member.out.weight.zero_()
+        member.out.bias.fill_(sign * 200.0)
+    logits = gather(members)(torch.rand(1, 3, 8, 8))
+    torch.testing.assert_close(logits, torch.zeros(1, 1, 8, 8), atol=1e-5, rtol=0)
+    assert gather([members[0]] * 2)(torch.rand(1, 3, 8, 8)).isfinite().all()
+
+
+def test_networks_that_give_pixels_no_logits_are_not_averaged() -> None:
+    retina = [tiny("retina-vgg"), tiny("retina-vgg")]
+    assert gather(retina) is retina[0]

@@ -20,6 +20,7 @@ from napari_fovea.training.samples import make_sample
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from napari_fovea.inference import Segmentation
     from napari_fovea.models import Model
 
 SIDE = 128
@@ -44,17 +45,17 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 @pytest.fixture(scope="module")
 def four(nuclei: Path) -> list[Pair]:
-    """Crops of four real images with a fair share of nuclei, and their labels."""
+    """Crops of four real images, gray and coloured, with their labels."""
     found: list[Pair] = []
     for path in sorted((nuclei / "val" / "images").glob("*.png")):
         image, labels = (
             read_image(nuclei / "val" / kind / path.name)[64:, 64:][:SIDE, :SIDE]
             for kind in ("images", "labels")
         )
-        objects, areas = np.unique(labels[labels > 0], return_counts=True)
-        if 0.15 < np.mean(labels > 0) < 0.5 and 5 <= len(objects) <= 20:
-            if np.median(areas) > 150:
-                found.append((image, labels))
+        _, areas = np.unique(labels[labels > 0], return_counts=True)
+        large = len(areas) > 3 and np.median(areas) > 500
+        if large and 0.2 < np.mean(labels > 0) < 0.5:
+            found.append((image, labels))
         if len(found) == 4:
             return found
     pytest.skip("too few images with a fair share of nuclei")
@@ -85,3 +86,42 @@ def learn(
     ]
     task = task_for(model, samples, [], recipe=recipe, seed=0)
     return complete(fit(model, task, recipe, device="cpu")).model
+
+
+def found_in(model: Model, pairs: list[Pair], **options: Any) -> list[Segmentation]:
+    return [complete(segment(i, model, device="cpu", **options)) for i, _ in pairs]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("network", "settings", "changes"),
+    [
+        ("unet", {"width": 8, "depth": 4}, {"views": 240}),
+        ("focusnet", {"width": 8, "dropout": 0}, {"views": 240, "loss": "bce-dice"}),
+        (
+            "r2-attention-unet",
+            {"width": 8, "depth": 4},
+            {"views": 120, "loss": "focal-tversky"},
+        ),
+        (
+            "focusnet-plus",
+            {
+                "stem": 8,
+                "widths": (8, 16, 32, 64),
+                "units": (1, 1, 1, 1),
+                "side": 8,
+                "last": (8,),
+                "dropout": 0,
+            },
+            {"views": 160, "loss": "log-hybrid"},
+        ),
+    ],
+)
+def test_dense_networks_learn_by_heart(
+    network: str, settings: dict[str, Any], changes: dict[str, Any], four: list[Pair]
+) -> None:
+    model = learn(network, settings, four, **changes)
+    results = found_in(model, four)
+    scores = [dice(r.labels, t) for r, (_, t) in zip(results, four, strict=True)]
+    assert np.mean(scores) >= 0.97
+    assert min(scores) >= 0.95

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import imageio.v3 as imageio
 import numpy as np
 import tifffile
+from PIL import Image
 
 from napari_fovea.errors import ImageError
 
@@ -48,6 +49,33 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.generic]:
             f"{path} cannot be read as an image ({type(error).__name__}); expected "
             f"{', '.join(IMAGE_SUFFIXES)}: open and save it again elsewhere."
         ) from error
+
+
+def read_labels(path: str | os.PathLike[str]) -> NDArray[np.generic]:
+    """Read a label image: one number per pixel.
+
+    Of a PNG with a palette these are the indices, not the colours they stand for;
+    of a gray image that was saved as RGB, one of its equal channels.
+
+    Parameters
+    ----------
+    path : path-like
+        A PNG, TIFF or BMP file.
+
+    Raises
+    ------
+    ImageError
+        If the file is missing, not an image, or damaged.
+    """
+    labels = read_image(path)
+    if labels.ndim != 3 or labels.shape[-1] not in (3, 4):
+        return labels
+    if Path(path).suffix.lower() not in (".tif", ".tiff"):
+        with Image.open(path) as file:
+            if file.mode == "P":
+                return np.asarray(file)
+    gray = labels[..., :1]
+    return labels[..., 0] if (labels[..., :3] == gray).all() else labels
 
 
 @contextmanager

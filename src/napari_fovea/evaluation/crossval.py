@@ -16,7 +16,7 @@ from napari_fovea.evaluation.images import (
     evaluate,
     mean_and_std,
 )
-from napari_fovea.files import read_image, replacing
+from napari_fovea.files import read_image, read_labels, replacing
 from napari_fovea.training.run import Labelling, find_recipe, fresh_model, train_on
 from napari_fovea.training.samples import check_samples, make_sample, pair_files
 
@@ -163,7 +163,7 @@ def cross_validate(
     samples = [
         make_sample(
             read_image(image),
-            read_image(truth),
+            read_labels(truth),
             name=image.name,
             channels=channels,
             outputs=len(fresh.outputs),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_fovea.errors import TrainingError
-from napari_fovea.files import read_image
+from napari_fovea.files import read_image, read_labels
 from napari_fovea.inference import complete, segment
 from napari_fovea.metrics import Confusion, instance_scores, roc_auc
 from napari_fovea.training.run import Labelling
@@ -164,7 +164,7 @@ def evaluate(
     done: list[ImageScored] = []
     made: Mapping[str, Any] = {}
     for image_file, label_file in pairs:
-        image, labels = read_image(image_file), read_image(label_file)
+        image, labels = read_image(image_file), read_labels(label_file)
         classes, void = _truth(image_file.name, image, labels, model, labelling)
         found = complete(segment(image, model, **settings))
         made = found.provenance

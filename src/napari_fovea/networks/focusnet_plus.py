@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import nn
 from torch.nn import functional
 
@@ -36,7 +38,7 @@ class FocusNetPlusConfig(DenseConfig):
     )
     squeeze: bool = Field(False, title="Squeeze and excitation in every unit")
     side: int = Field(32, ge=4, le=256, title="Channels of the finest low side output")
-    last: tuple[int, ...] = Field(
+    last: tuple[Annotated[int, Field(ge=1, le=512)], ...] = Field(
         (16, 9, 3), max_length=8, title="Convolutions before the full-size side output"
     )
     dropout: float = Field(0.2, ge=0, lt=1, title="Dropout of the bottleneck")
@@ -55,6 +57,12 @@ class FocusNetPlusConfig(DenseConfig):
         if any(not 1 <= n <= 16 for n in units):
             raise ValueError("every scale needs 1 to 16 units")
         return units
+
+    @model_validator(mode="after")
+    def _units_of_every_scale(self) -> FocusNetPlusConfig:
+        if len(self.units) != len(self.widths):
+            raise ValueError(f"{len(self.units)} units for {len(self.widths)} widths")
+        return self
 
 
 CONFIGS: dict[str, dict[str, object]] = {

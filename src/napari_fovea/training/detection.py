@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from skimage.measure import label
 
 from napari_fovea.inference.detect import DetectorReader
 from napari_fovea.inference.reading import complete
@@ -109,6 +110,9 @@ class DetectionTask(Task[Scenes]):
 
 def _target(instances: torch.Tensor, classes: torch.Tensor) -> Target:
     void = classes == VOID
+    # What is mirrored beside the image's edge is an object of its own.
+    pieces = label(instances.numpy(), connectivity=2)
+    instances = torch.from_numpy(pieces.astype(np.int32))
     ids, counts = torch.unique(instances, return_counts=True)
     slivers = ids[(counts < _LEAST_AREA) & (ids > 0)]
     void |= torch.isin(instances, slivers)

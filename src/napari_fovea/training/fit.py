@@ -5,24 +5,27 @@ from __future__ import annotations
 import copy
 import hashlib
 import itertools
+import logging
 import math
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from napari_fovea.device import exact_training, pick
-from napari_fovea.errors import TrainingError
+from napari_fovea.errors import DeviceError, TrainingError
 from napari_fovea.files import replacing
 from napari_fovea.networks.ensemble import gather
 from napari_fovea.training.task import Parts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Iterator
     from pathlib import Path
 
     from lightning_fabric import Fabric
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
 
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 """Precisions to train in; the 16-bit ones are mixed with float32."""
+
+ACCELERATORS = ("auto", "cpu", "cuda", "mps")
+"""Kinds of devices to train on."""
 
 _WARM_UP = 0.03  # share of the steps over which the learning rate rises
 
@@ -78,7 +84,7 @@ class Trained:
     model : Model
         The one the recipe chooses: best, last, or an ensemble of the best.
     score : float or None
-        Best validation score.
+        Its validation score; of an ensemble that of the best member.
     """
 
     model: Model
@@ -145,7 +151,9 @@ def fit(
         takes the place of device and precision.
     checkpoint : Path, optional
         File that is replaced after every epoch. If it is there, training goes
-        on from it, to the same weights as without the break.
+        on from it, to the same weights as without the break. It is taken away if
+        the loss becomes infinite, since going on from it would end there again.
+        All processes must see it.
     cancelled : callable
         Asked after every step; where it says yes, training ends with the best
         model so far.
@@ -180,7 +188,7 @@ def fit(
         optimiser,
         mode="max" if task.validation else "min",
         factor=recipe.plateau_factor,
-        patience=recipe.patience,
+        patience=max(0, recipe.patience - 1),  # torch waits for one epoch more
         threshold=1e-3,
         threshold_mode="abs",
     )
@@ -194,7 +202,7 @@ def fit(
         "data": task.fingerprint(),
         "start": _digest(model.network),
     }
-    pieces = _Pieces(network, average, optimiser, plateau, task)
+    pieces = _Pieces(network, average, optimiser, plateau, task, fabric)
     if checkpoint is not None and checkpoint.exists():
         state = _resume(checkpoint, run, pieces)
     wrapped, stepping = fabric.setup(network, optimiser)
@@ -202,14 +210,23 @@ def fit(
     def trained() -> Trained:
         return _result(model, recipe, state)
 
+    def check(what: str, value: float) -> None:
+        if math.isfinite(value):
+            return
+        if checkpoint is not None and fabric.is_global_zero:
+            checkpoint.unlink(missing_ok=True)
+        raise LossNotFinite(
+            f"The {what} became {value} in epoch {state.epoch + 1}; expected a finite "
+            "number: start anew with a lower learning rate. The last good weights are "
+            "kept.",
+            trained(),
+        )
+
     times: list[float] = []
-    with exact_training():
-        for epoch in range(state.epoch, recipe.epochs):
-            started = time.perf_counter()
-            # Dropout and samplers differ between processes, as their data do.
-            torch.manual_seed((seed * 1_000_003 + epoch) * 1009 + parts.rank)
-            with fabric.autocast():
-                task.prepare(replace(model, network=average), epoch)
+    for epoch in range(state.epoch, recipe.epochs):
+        started = time.perf_counter()
+        with exact_training():
+            _prepare(fabric, task, replace(model, network=average), epoch)
             network.train()
             total = 0.0
             for i, batches in enumerate(task.batches(epoch, parts)):
@@ -218,20 +235,16 @@ def fit(
                     for group in optimiser.param_groups:
                         group["lr"] = rate
                 value = 0.0
-                for j, batch in enumerate(batches):
-                    last = j + 1 == len(batches)
+                for part, batch in zip(parts.mine, batches, strict=True):
+                    # Dropout and samplers go by the part, as what it shows does.
+                    torch.manual_seed(_seed(seed, epoch, i, part))
+                    last = part == parts.mine[-1]
                     with fabric.no_backward_sync(wrapped, enabled=not last):
                         loss = task.loss(wrapped, batch, where) / len(batches)
                         fabric.backward(loss)
                     value += float(loss.detach())
                 value = _mean(fabric, value)
-                if not math.isfinite(value):
-                    raise LossNotFinite(
-                        f"The loss became {value} in epoch {epoch + 1}; expected a "
-                        "finite number: start anew with a lower learning rate. The "
-                        "last good weights are kept.",
-                        trained(),
-                    )
+                check("loss", value)
                 fabric.clip_gradients(
                     wrapped, stepping, max_norm=1.0, error_if_nonfinite=False
                 )
@@ -241,12 +254,15 @@ def fit(
                 total += value
                 if cancelled():
                     return trained()
-            state.epoch = epoch + 1
+            # What is kept from here on must be good.
+            check("weights", _zero(average))
             due = (epoch + 1) % recipe.validate_every == 0
             score = None
             if due or epoch + 1 == recipe.epochs:
                 score = _score(fabric, task, replace(model, network=average))
+            state.epoch = epoch + 1
             _choose(state, recipe, score, average)
+            rate = float(optimiser.param_groups[0]["lr"])
             if recipe.schedule == "plateau" and (
                 score is not None or not task.validation
             ):
@@ -255,17 +271,17 @@ def fit(
                 if fabric.is_global_zero:
                     _keep(checkpoint, run, state, pieces)
                 fabric.barrier()
-            times.append(time.perf_counter() - started)
-            yield EpochEnd(
-                epoch + 1,
-                recipe.epochs,
-                total / steps,
-                score,
-                state.best,
-                times[-1],
-                float(optimiser.param_groups[0]["lr"]),
-                sum(times) / len(times) * (recipe.epochs - epoch - 1),
-            )
+        times.append(time.perf_counter() - started)
+        yield EpochEnd(
+            epoch + 1,
+            recipe.epochs,
+            total / steps,
+            score,
+            state.best,
+            times[-1],
+            rate,
+            sum(times) / len(times) * (recipe.epochs - epoch - 1),
+        )
     return trained()
 
 
@@ -280,6 +296,14 @@ def single(device: str = "auto", precision: str = "float32") -> Fabric:
     return launch(
         accelerator=where.type, devices=[where.index or 0], precision=precision
     )
+
+
+def check_precision(name: str) -> None:
+    """Raise TrainingError unless it is a name of `PRECISIONS`."""
+    if name not in PRECISIONS:
+        raise TrainingError(
+            f"There is no precision {name!r}; expected one of {', '.join(PRECISIONS)}."
+        )
 
 
 def launch(
@@ -310,26 +334,47 @@ def launch(
     ------
     TrainingError
         If there is no such precision.
+    DeviceError
+        If there are not so many devices of this kind.
     """
-    if precision not in PRECISIONS:
-        raise TrainingError(
-            f"There is no precision {precision!r}; expected one of "
-            f"{', '.join(PRECISIONS)}."
-        )
-    from lightning_fabric import Fabric
-
+    check_precision(precision)
     count = devices if isinstance(devices, int) else len(devices)
+    wanted = f"Training cannot start on {count} × {accelerator!r}"
+    if accelerator not in ACCELERATORS:
+        raise DeviceError(f"{wanted}; expected one of {', '.join(ACCELERATORS)}.")
+    from lightning_fabric import Fabric
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
+
     if accelerator == "cpu" or accelerator == "mps":
         devices = count  # these are not numbered
-    fabric = Fabric(
-        accelerator=accelerator,
-        devices=devices,
-        num_nodes=nodes,
-        strategy="ddp" if count * nodes > 1 else "auto",
-        precision=PRECISIONS[precision],  # type: ignore[arg-type]
-    )
-    fabric.launch()
+    with _quiet():
+        try:
+            fabric = Fabric(
+                accelerator=accelerator,
+                devices=devices,
+                num_nodes=nodes,
+                strategy="ddp" if count * nodes > 1 else "auto",
+                precision=PRECISIONS[precision],  # type: ignore[arg-type]
+            )
+        except (ValueError, RuntimeError, MisconfigurationException) as error:
+            raise DeviceError(
+                f"{wanted}; expected devices that this machine has: "
+                f"{' '.join(str(error).split())}"
+            ) from error
+        fabric.launch()
     return fabric
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Fabric from telling that it starts; it still tells what fails."""
+    chatter = logging.getLogger("lightning_fabric.utilities")
+    before = chatter.level
+    chatter.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        chatter.setLevel(before)
 
 
 @dataclass(frozen=True)
@@ -341,6 +386,7 @@ class _Pieces:
     optimiser: torch.optim.Optimizer
     plateau: ReduceLROnPlateau
     task: Task[Any]
+    fabric: Fabric
 
 
 def _optimiser(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
@@ -353,6 +399,25 @@ def _optimiser(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
     return kinds[recipe.optimiser](
         network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
+
+
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _zero(network: nn.Module) -> float:
+    """Return 0, or NaN if one of the weights is not finite."""
+    tensors = itertools.chain(network.parameters(), network.buffers())
+    return sum(float((0 * t.detach()).sum()) for t in tensors)
+
+
+def _prepare(fabric: Fabric, task: Task[Any], model: Model, epoch: int) -> None:
+    """Look at the model in the first process, and tell the others what was seen."""
+    if fabric.is_global_zero:
+        with fabric.autocast():
+            task.prepare(model, epoch)
+    if fabric.world_size > 1:
+        task.restore(fabric.broadcast(task.state()))
 
 
 def _mean(fabric: Fabric, value: float) -> float:
@@ -379,12 +444,14 @@ def _choose(
     state: _State, recipe: Recipe, score: float | None, average: nn.Module
 ) -> None:
     """Keep the weights if they are among those that will make the model."""
+    if recipe.choice == "last":
+        state.kept = []
+    elif score is None and state.best is not None:
+        return  # this epoch was not scored, others are
+    elif score is None or state.best is None:
+        state.kept = []  # nothing before was scored
     if score is not None and (state.best is None or score > state.best):
         state.best = score
-    if score is None and state.best is not None:
-        return  # this epoch was not scored, others are
-    if recipe.choice == "last" or score is None:
-        state.kept = []
     members = recipe.members if recipe.choice == "ensemble" else 1
     rank = -math.inf if score is None else score
     if len(state.kept) == members and rank < state.kept[-1][0]:
@@ -403,7 +470,8 @@ def _result(model: Model, recipe: Recipe, state: _State) -> Trained:
         network.load_state_dict(weights)
         members.append(network)
     network = gather(members) if recipe.choice == "ensemble" else members[0]
-    return Trained(replace(model, network=network), state.best)
+    scores = [score for score, _ in state.kept if score > -math.inf]
+    return Trained(replace(model, network=network), max(scores, default=None))
 
 
 def _digest(network: nn.Module) -> str:
@@ -446,6 +514,7 @@ def _keep(path: Path, run: dict[str, Any], state: _State, pieces: _Pieces) -> No
         "average": pieces.average.state_dict(),
         "optimiser": pieces.optimiser.state_dict(),
         "plateau": pieces.plateau.state_dict(),
+        "scaler": pieces.fabric._precision.state_dict(),
         "task": pieces.task.state(),
     }
     with replacing(path) as temporary:
@@ -470,5 +539,6 @@ def _resume(path: Path, run: dict[str, Any], pieces: _Pieces) -> _State:
     pieces.average.load_state_dict(saved["average"])
     pieces.optimiser.load_state_dict(saved["optimiser"])
     pieces.plateau.load_state_dict(saved["plateau"])
+    pieces.fabric._precision.load_state_dict(saved["scaler"])
     pieces.task.restore(saved["task"])
     return _State(**saved["state"])

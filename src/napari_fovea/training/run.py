@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from napari_fovea.errors import TrainingError
+from napari_fovea.losses import LOSSES
 from napari_fovea.models import Model
 from napari_fovea.networks import (
     DenseConfig,
@@ -24,7 +25,13 @@ from napari_fovea.networks import (
     validate,
 )
 from napari_fovea.networks.mask_rcnn import MaskRCNN, load_backbone
-from napari_fovea.training.fit import EpochEnd, LossNotFinite, Trained, fit
+from napari_fovea.training.fit import (
+    EpochEnd,
+    LossNotFinite,
+    Trained,
+    check_precision,
+    fit,
+)
 from napari_fovea.training.recipes import RECIPES, Recipe
 from napari_fovea.training.samples import (
     Sample,
@@ -167,6 +174,11 @@ def train(
     """
     plan = find_recipe(recipe, changes or {})
     labelling = labelling or Labelling()
+    if not 0 <= seed < 1 << 32:
+        raise TrainingError(
+            f"The seed is {seed}; expected a whole number from 0 to {(1 << 32) - 1}."
+        )
+    check_precision(precision)
     if (val_images is None) != (val_labels is None):
         raise TrainingError(
             "Validation needs both images and labels: give both folders, or neither."
@@ -266,7 +278,17 @@ def find_recipe(recipe: str | Recipe, changes: dict[str, Any]) -> Recipe:
                 f"There is no recipe {recipe!r}; expected one of {', '.join(RECIPES)}."
             )
         recipe = RECIPES[recipe]
-    return replace(recipe, **changes)
+    plan = replace(recipe, **changes)
+    if plan.loss not in LOSSES:
+        raise TrainingError(
+            f"There is no loss {plan.loss!r}; expected one of {', '.join(LOSSES)}."
+        )
+    if "loss" in changes and plan.told_loss != plan.loss:
+        raise TrainingError(
+            f"{plan.network} always learns by {plan.told_loss}; expected no other "
+            "loss: leave it out, or choose another recipe."
+        )
+    return plan
 
 
 def fresh_model(

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from scipy import ndimage
-from skimage.segmentation import find_boundaries
+from skimage.segmentation import find_boundaries, relabel_sequential
 
 from napari_fovea.errors import TrainingError
-from napari_fovea.files import IMAGE_SUFFIXES, read_image
+from napari_fovea.files import IMAGE_SUFFIXES, read_image, read_labels
 from napari_fovea.images import Normalisation, read_planes, to_tensor
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ VOID = 255
 
 BORDER_REACH = 2
 """Pixels of an object this near to its edge are border."""
+
+_EXACT = 2**24  # up to here float32 holds whole numbers, as views keep them
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,8 @@ def make_sample(
                 "label to ignore."
             )
         instances = np.where(void, 0, truth)
+        if instances.max(initial=0) >= _EXACT:
+            instances = relabel_sequential(instances)[0]
         classes = (
             interior_and_border(instances)
             if outputs == 3
@@ -215,7 +219,7 @@ def read_folder(
     return [
         make_sample(
             read_image(image),
-            read_image(truth),
+            read_labels(truth),
             name=image.name,
             channels=channels,
             outputs=outputs,

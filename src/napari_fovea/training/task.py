@@ -143,10 +143,13 @@ class Task(ABC, Generic[Batch]):
 
     def fingerprint(self) -> str:
         """Tell one set of training images and labels from another."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(f"{len(self.samples)} to learn from".encode())
         for sample in (*self.samples, *self.validation):
-            digest.update(sample.name.encode())
-            digest.update(sample.classes.numpy().tobytes())
+            digest.update(f"{sample.name} {tuple(sample.image.shape)}".encode())
+            for part in (sample.image.numpy(), sample.classes.numpy()):
+                digest.update(part.tobytes())
+            if sample.instances is not None:
+                digest.update(sample.instances.tobytes())
         return digest.hexdigest()
 
     def state(self) -> dict[str, Any]:

@@ -192,11 +192,29 @@ class ModelDock(QWidget):
             self.load_file(path)
 
 
+_ATTENTION = {
+    "retina-vgg": "focus path, overlap of looks",
+    "focusnet": "gates at three scales",
+    "r2-attention-unet": "gates on the deeper skips",
+    "focusnet-plus": "two groups in every unit",
+    "mask-rcnn": "three levels of the pyramid",
+}
+
+
 def _score(made: Any) -> str:
-    dice, images = made.get("validation_dice"), made.get("validation_images")
-    if not isinstance(dice, int | float):
+    """Tell how good a model is on its validation images, if it says so."""
+    told = made.get("validation")
+    every = told.get("all") if isinstance(told, dict) else None
+    if not isinstance(every, dict):
         return "not told"
-    return f"Dice {dice:.3f}, mean of {images} validation images"
+    parts = []
+    for key, name in (("dice", "Dice"), ("ap", "AP")):
+        score = every.get(key)
+        mean = score.get("mean") if isinstance(score, dict) else None
+        if isinstance(mean, int | float):
+            parts.append(f"{name} {mean:.3f}")
+    images = every.get("images")
+    return f"{', '.join(parts)} on {images} validation images" if parts else "not told"
 
 
 def _describe(entry: Any) -> str:
@@ -209,8 +227,10 @@ def _describe(entry: Any) -> str:
         ("Channels", f"1 (repeated) or {config['channels']}"),
         ("Object size", f"{size:.0f} px across" if size else "not known"),
     ]
-    if "d" in config:
+    if "r" in config:
         rows.append(("Retina", f"d = {config['d']} px, r = {config['r']}"))
+    if header.network in _ATTENTION:
+        rows.append(("Attention", _ATTENTION[header.network]))
     rows += [
         ("Trained on", made.get("data", "not told")),
         ("Scores", _score(made)),
