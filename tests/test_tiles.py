@@ -17,7 +17,7 @@ from torch import nn
 
 from napari_fovea import complete, segment
 from napari_fovea.errors import ImageError, ModelError
-from napari_fovea.inference import Preview, Separating, Started, Tiled
+from napari_fovea.inference import Preview, Separating, Started, Tiled, detect
 from napari_fovea.inference.dense import DenseReader, default_tiling
 from napari_fovea.inference.detect import DetectorReader
 from napari_fovea.inference.tiles import Tiling, plan_tiles, ramp, tile_length, tiled
@@ -25,7 +25,7 @@ from napari_fovea.metrics import average_precision
 from napari_fovea.models import Model
 from napari_fovea.networks import MaskRCNNConfig, build, probabilities
 from napari_fovea.networks.blocks import he_initialise
-from napari_fovea.networks.mask_rcnn import Detections
+from napari_fovea.networks.mask_rcnn import Detections, paste
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -363,9 +363,29 @@ def squares(
     return image.expand(3, *shape), truth
 
 
+def boxes_of(truth: np.ndarray) -> list[tuple[float, ...]]:
+    places = ndimage.find_objects(truth)
+    return sorted((x.start, y.start, x.stop, y.stop) for y, x in places)
+
+
+@pytest.fixture
+def pasted(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[float, ...]]]:
+    """Boxes that were laid on the plane, which hides those that it was told twice."""
+    told = []
+
+    def kept(found: Detections, shape: tuple[int, int]) -> Any:
+        told.append(sorted(map(tuple, found.boxes.tolist())))
+        return paste(found, shape)
+
+    monkeypatch.setattr(detect, "paste", kept)
+    return told
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("shape", [(300, 421), (129, 128), (64, 500)])
-def test_every_object_is_told_once(shape: tuple[int, int], seed: int) -> None:
+def test_every_object_is_told_once(
+    shape: tuple[int, int], seed: int, pasted: list[Any]
+) -> None:
     image, truth = squares(shape, largest=22, seed=seed)
     assert truth.max() > 20
     whole = complete(DetectorReader(finder(), CPU).read(image))
@@ -374,6 +394,7 @@ def test_every_object_is_told_once(shape: tuple[int, int], seed: int) -> None:
     assert len(events) > 1
     assert events[-1].fraction == 1
     assert seen.weights.all()
+    assert pasted == [boxes_of(truth)] * 2
     for found in (whole, seen):
         assert found.instances.max() == truth.max()
         assert average_precision(found.instances, truth, thresholds=(0.99,)) == 1
@@ -388,14 +409,14 @@ def test_objects_larger_than_the_halo_may_be_cut() -> None:
     assert average_precision(seen.instances, truth, thresholds=(0.99,)) < 1
 
 
-def test_an_object_on_the_border_of_two_tiles_has_one_owner() -> None:
+def test_an_object_on_the_border_of_two_tiles_has_one_owner(pasted: list[Any]) -> None:
     # Tiles of 128 begin at 0 and 64: centres at 96 lie on the border between them.
-    for middle in (95, 96, 97):
+    for y, x in ((95, 30), (96, 30), (97, 30), (30, 95), (30, 96), (96, 96)):
         image = torch.zeros(3, 192, 192)
-        image[:, middle - 4 : middle + 4, 90:102] = 1
+        image[:, y - 4 : y + 4, x - 6 : x + 6] = 1
         reader = DetectorReader(finder(), CPU, tiling=Tiling(128, halo=24, blend=0))
         seen = complete(reader.read(image))
-        assert seen.instances.max() == 1
+        assert pasted.pop() == [(x - 6, y - 4, x + 6, y + 4)]
         assert (seen.instances > 0).sum() == 8 * 12
 
 

@@ -92,7 +92,7 @@ def epoch_line(end: EpochEnd) -> str:
 
 
 def labelling_of(
-    classes: str, kind: LabelKind, *, border: bool, ignore: int | None
+    classes: str, kind: LabelKind, *, border: bool | None, ignore: int | None
 ) -> Labelling:
     """Make of the options what the numbers in the labels mean."""
     from napari_fovea.training.run import Labelling

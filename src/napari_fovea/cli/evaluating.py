@@ -128,8 +128,12 @@ def crossval(
         LabelKind, typer.Option(help="What the numbers in the labels mean.")
     ] = LabelKind.instances,
     border: Annotated[
-        bool, typer.Option(help="Learn borders between touching objects (instances).")
-    ] = True,
+        bool | None,
+        typer.Option(
+            help="Learn borders between touching objects (instances); by default as "
+            "the recipe has it."
+        ),
+    ] = None,
     ignore: Annotated[
         int | None, typer.Option(help="Label that counts for nothing.")
     ] = None,

@@ -10,6 +10,7 @@ from torch import nn
 
 from napari_fovea.errors import ModelError
 from napari_fovea.networks.blocks import DenseConfig, probabilities
+from napari_fovea.networks.gates import Coefficients
 from napari_fovea.networks.registry import build, name_of, register, validate
 
 _LEAST = 1e-6
@@ -54,6 +55,7 @@ class Ensemble(nn.Module):
             build(config.member, config.settings) for _ in range(config.members)
         )
         self.multiple = int(getattr(self.members[0], "multiple", 1))
+        _name_members(self.members)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Logits (B, 1 or K, H, W) of the members' mean probabilities."""
@@ -84,4 +86,13 @@ def gather(networks: list[nn.Module]) -> nn.Module:
             )
         )
     ensemble.members = nn.ModuleList(networks)
+    _name_members(ensemble.members)
     return ensemble.eval()
+
+
+def _name_members(members: nn.ModuleList) -> None:
+    """Make the names of attention unique again."""
+    for i, member in enumerate(members, start=1):
+        for part in member.modules():
+            if isinstance(part, Coefficients):
+                part.label = f"member {i} {part.label}"

@@ -24,7 +24,7 @@ class UNetConfig(DenseConfig):
 
 
 CONFIGS: dict[str, dict[str, object]] = {
-    "paper": {},
+    "paper": {"norm": False},
     "small": {"width": 16, "depth": 5},
 }
 """Named settings: ``paper`` is the original's, ``small`` runs on a laptop."""

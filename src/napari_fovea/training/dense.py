@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 class DenseTask(Task[View]):
     """Shows crops to a network that tells every pixel's class; see `Task`."""
 
+    inside = True
+    """Whether crops stay inside the image."""
+
     def __init__(
         self,
         model: Model,
@@ -44,6 +47,7 @@ class DenseTask(Task[View]):
             side=self.side,
             geometry=recipe.geometry,
             boundary=recipe.boundary,
+            inside=self.inside,
         )
 
     @property
@@ -81,6 +85,8 @@ class DenseTask(Task[View]):
 
 class PatchTask(DenseTask):
     """Shows patches to a network that tells the class of the central pixel."""
+
+    inside = False  # every pixel is to be classified, those at the edge as well
 
     @property
     def side(self) -> int:

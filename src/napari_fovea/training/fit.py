@@ -245,9 +245,13 @@ def fit(
                     value += float(loss.detach())
                 value = _mean(fabric, value)
                 check("loss", value)
-                fabric.clip_gradients(
-                    wrapped, stepping, max_norm=1.0, error_if_nonfinite=False
-                )
+                if recipe.clip is not None:
+                    fabric.clip_gradients(
+                        wrapped,
+                        stepping,
+                        max_norm=recipe.clip,
+                        error_if_nonfinite=False,
+                    )
                 stepping.step()
                 optimiser.zero_grad(set_to_none=True)
                 _follow(average, network, recipe.averaging, epoch * steps + i)
@@ -267,6 +271,8 @@ def fit(
                 score is not None or not task.validation
             ):
                 plateau.step(total / steps if score is None else score)
+            for group in optimiser.param_groups:
+                group["lr"] *= 1 - recipe.rate_decay
             if checkpoint is not None:
                 if fabric.is_global_zero:
                     _keep(checkpoint, run, state, pieces)

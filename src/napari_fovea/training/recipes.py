@@ -33,11 +33,20 @@ class Recipe:
         ``"cosine"`` warms up and falls to zero, ``"constant"`` stays, ``"plateau"``
         is multiplied by ``plateau_factor`` when the validation score (or without
         one the training loss) has not improved for ``patience`` epochs by 0.001.
+    rate_decay : float
+        Share by which the rate falls after every epoch, beside the schedule.
     weight_decay : float
         Of the optimiser.
+    clip : float or None
+        Largest norm of the gradients; longer ones are shortened to it.
     side : int or None
         Side of a crop in pixels; whole images by default. The retina network and
         the patch classifier take theirs from their settings.
+    border : bool
+        Whether labels that number objects also teach the borders between them, by
+        an output of its own.
+    policy : str
+        How a retina network is scanned, for its scores and from then on.
     tiles : bool
         Whether the model is to see tiles of this side only, ever.
     loss : str
@@ -77,8 +86,12 @@ class Recipe:
     schedule: Literal["cosine", "constant", "plateau"] = "cosine"
     patience: int = 5
     plateau_factor: float = 0.5
+    rate_decay: float = 0.0
     weight_decay: float = 0.0
+    clip: float | None = None
     side: int | None = None
+    border: bool = False
+    policy: Literal["seek", "raster"] = "seek"
     tiles: bool = False
     loss: str = "bce"
     averaging: float = 0.0
@@ -123,6 +136,8 @@ _small = partial(
     Recipe,
     learning_rate=2e-3,
     weight_decay=1e-4,
+    clip=1.0,
+    border=True,
     averaging=0.998,
     side=256,
     validate_every=4,
@@ -140,6 +155,7 @@ RECIPES: dict[str, Recipe] = {
         learning_rate=1e-4,
         optimiser="adam",
         schedule="constant",
+        policy="raster",
         augmentation=_AS_IS,
     ),
     "retina-small": Recipe(
@@ -150,6 +166,8 @@ RECIPES: dict[str, Recipe] = {
         batch_size=64,
         learning_rate=2e-3,
         weight_decay=1e-4,
+        clip=1.0,
+        border=True,
         averaging=0.999,
         uncertain=0.45,
         boundary=0.25,
@@ -186,7 +204,7 @@ RECIPES: dict[str, Recipe] = {
         "unet",
         "paper",
         epochs=200,
-        batch_size=1,
+        batch_size=16,
         learning_rate=1e-4,
         optimiser="adam",
         schedule="constant",
@@ -220,7 +238,7 @@ RECIPES: dict[str, Recipe] = {
         learning_rate=1e-4,
         optimiser="nadam",
         schedule="plateau",
-        weight_decay=1e-5,
+        rate_decay=1e-5,
         side=256,
         loss="focal-tversky",
         choice="ensemble",

@@ -60,15 +60,16 @@ class Labelling:
         Names of the classes, background first.
     from_instances : bool
         Whether labels number objects; then there are two classes.
-    border : bool
-        With instances: learn borders between touching objects as well.
+    border : bool or None
+        With instances: learn borders between touching objects as well; by default
+        as the recipe has it.
     ignore : int or None
         Label that counts for nothing.
     """
 
     classes: tuple[str, ...] = ("background", "object")
     from_instances: bool = True
-    border: bool = True
+    border: bool | None = None
     ignore: int | None = None
 
     def __post_init__(self) -> None:
@@ -79,8 +80,17 @@ class Labelling:
                 "are classes."
             )
 
-    def outputs(self, config: NetworkConfig) -> tuple[int, ...]:
-        """Class that each output of a network with such settings belongs to."""
+    def outputs(self, config: NetworkConfig, *, border: bool) -> tuple[int, ...]:
+        """Class that each output of a network with such settings belongs to.
+
+        Parameters
+        ----------
+        config : NetworkConfig
+            Settings of the network.
+        border : bool
+            Whether to learn borders where this does not say.
+        """
+        border = border if self.border is None else self.border
         detects = isinstance(config, MaskRCNNConfig)
         if detects and not self.from_instances:
             raise TrainingError(
@@ -89,7 +99,7 @@ class Labelling:
                 "the objects."
             )
         # A detector tells objects apart by itself.
-        if self.from_instances and self.border and not detects:
+        if self.from_instances and border and not detects:
             return (0, 1, 1)
         return tuple(range(len(self.classes)))
 
@@ -310,12 +320,12 @@ def fresh_model(
     torch.manual_seed(seed)
     if first is not None:
         network = first.network
-        outputs = labelling.outputs(first.config)
+        outputs = labelling.outputs(first.config, border=recipe.border)
         _check_start(first, recipe=recipe, outputs=outputs, channels=channels)
     else:
         # The kind of network tells how many outputs it needs.
         kind = validate(recipe.network, settings)
-        outputs = labelling.outputs(kind)
+        outputs = labelling.outputs(kind, border=recipe.border)
         network = build(recipe.network, settings | {"classes": len(outputs)})
     if backbone is not None:
         if not isinstance(network, MaskRCNN):
@@ -326,7 +336,7 @@ def fresh_model(
         load_backbone(network, backbone)
     scan: dict[str, Any] = {}
     if recipe.network == "retina-vgg":
-        scan = {"policy": "seek"}
+        scan = {"policy": recipe.policy}
     elif recipe.tiles and recipe.side:
         scan = {"tile": recipe.side}
     return Model(

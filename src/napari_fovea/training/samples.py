@@ -28,6 +28,7 @@ VOID = 255
 BORDER_REACH = 2
 """Pixels of an object this near to its edge are border."""
 
+_MASKS = ({255}, {0, 255})
 _EXACT = 2**24  # up to here float32 holds whole numbers, as views keep them
 
 
@@ -138,7 +139,7 @@ def make_sample(
     void = truth == ignore if ignore is not None else np.zeros(truth.shape, bool)
     instances = None
     values = np.unique(truth[~void])
-    if from_instances and outputs <= 3 and values[-1:] == [255] and len(values) <= 2:
+    if from_instances and outputs <= 3 and set(values.tolist()) in _MASKS:
         raise TrainingError(
             f"{name}: labels hold nothing but 0 and 255, which is a mask, not single "
             "objects; expected a number per object: number the connected regions, or "

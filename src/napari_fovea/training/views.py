@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -51,6 +51,9 @@ class Views:
         Ranges of the random changes.
     boundary : float
         Share of crops centred on boundaries between classes.
+    inside : bool
+        Whether crops that are not resampled stay inside the image where it is large
+        enough; else any pixel may be the centre of one.
     """
 
     def __init__(
@@ -60,11 +63,13 @@ class Views:
         side: int | None,
         geometry: Geometry,
         boundary: float = 0.0,
+        inside: bool = True,
     ) -> None:
         self.samples = samples
         self.side = side
         self.geometry = geometry
         self.boundary = boundary
+        self.inside = inside
         self._boundaries: dict[int, NDArray[np.int64]] = {}
         # Large images have more to show, but not as much more as they are larger.
         areas = np.array([s.classes.numel() for s in samples], dtype=float)
@@ -84,10 +89,11 @@ class Views:
             places = self._boundaries[i]
             centre = places[rng.integers(len(places))] + rng.uniform(-2, 2, size=2)
         if not self.geometry.resamples:
-            # Inside the image where it is large enough: nothing else is known.
-            half = self.side / 2
-            room = np.maximum(np.array(planes.shape[1:]) - half, half)
-            window = _window(planes, np.clip(centre, half, room), self.side)
+            if self.inside:
+                half = self.side / 2
+                room = np.maximum(np.array(planes.shape[1:]) - half, half)
+                centre = np.clip(centre, half, room)
+            window = _window(planes, centre, self.side)
         else:
             low = self.geometry.zoom[0]
             turn = math.radians(min(45, self.geometry.rotate))
@@ -100,25 +106,32 @@ class Views:
     def _deformed(
         self, planes: torch.Tensor, side: int, rng: np.random.Generator
     ) -> torch.Tensor:
-        from monai.transforms.spatial.dictionary import Rand2DElasticd
+        from monai.transforms.spatial.dictionary import Rand2DElasticd, RandAffined
 
         geometry = self.geometry
         zoom = math.exp(rng.uniform(*np.log(geometry.zoom)))
         # MONAI's scale is that of the sampling grid: 1 + value, uniformly drawn.
         scale = 1 / zoom - 1
-        strength = rng.uniform(0, geometry.elastic) if geometry.elastic else 0.0
-        transform = Rand2DElasticd(
-            keys=["image", "labels"],
-            spacing=(geometry.spacing, geometry.spacing),
-            magnitude_range=(strength, strength),
-            prob=1.0,
-            rotate_range=math.radians(geometry.rotate),
-            shear_range=(geometry.shear, geometry.shear),
-            scale_range=((scale, scale), (scale, scale)),
-            spatial_size=(side, side),
-            mode=["bilinear", "nearest"],
-            padding_mode="reflection",
-        )
+        settings: dict[str, Any] = {
+            "keys": ["image", "labels"],
+            "prob": 1.0,
+            "rotate_range": math.radians(geometry.rotate),
+            "shear_range": (geometry.shear, geometry.shear),
+            "scale_range": ((scale, scale), (scale, scale)),
+            "spatial_size": (side, side),
+            "mode": ["bilinear", "nearest"],
+            "padding_mode": "reflection",
+        }
+        # Even a lattice at rest ripples a little: without elasticity there is none.
+        if geometry.elastic:
+            strength = rng.uniform(0, geometry.elastic)
+            transform: Rand2DElasticd | RandAffined = Rand2DElasticd(
+                spacing=(geometry.spacing, geometry.spacing),
+                magnitude_range=(strength, strength),
+                **settings,
+            )
+        else:
+            transform = RandAffined(**settings)
         transform.set_random_state(seed=int(rng.integers(2**31)))
         made = transform({"image": planes[:-2], "labels": planes[-2:]})
         # Plain tensors again: MONAI's remember where they came from.
