@@ -104,7 +104,7 @@ def found_in(model: Model, pairs: list[Pair], **options: Any) -> list[Segmentati
         (
             "r2-attention-unet",
             {"width": 8, "depth": 4},
-            {"views": 200, "loss": "focal-tversky"},
+            {"views": 200, "batch_size": 2, "loss": "focal-tversky"},
         ),
         (
             "focusnet-plus",
@@ -116,7 +116,7 @@ def found_in(model: Model, pairs: list[Pair], **options: Any) -> list[Segmentati
                 "last": (8,),
                 "dropout": 0,
             },
-            {"views": 160, "loss": "log-hybrid"},
+            {"views": 220, "batch_size": 2, "loss": "log-hybrid"},
         ),
     ],
 )

@@ -156,7 +156,7 @@ def train(
     try:
         model = _train(events, quiet=not first)
     except LossNotFinite as error:
-        if first:
+        if first and error.epochs:
             error.trained.model.save(output, half=True)
         raise
     if first:

@@ -98,11 +98,14 @@ class LossNotFinite(TrainingError):
     ----------
     trained : Trained
         The best there was before, or the model that training began with.
+    epochs : int
+        Epochs that went well.
     """
 
-    def __init__(self, message: str, trained: Trained) -> None:
+    def __init__(self, message: str, trained: Trained, epochs: int) -> None:
         super().__init__(message)
         self.trained = trained
+        self.epochs = epochs
 
 
 @dataclass
@@ -217,9 +220,12 @@ def fit(
             checkpoint.unlink(missing_ok=True)
         raise LossNotFinite(
             f"The {what} became {value} in epoch {state.epoch + 1}; expected a finite "
-            "number: start anew with a lower learning rate. The last good weights are "
-            "kept.",
+            "number: start anew with a lower learning rate. "
+            + (
+                "The last good weights are kept." if state.epoch else "Nothing is kept."
+            ),
             trained(),
+            state.epoch,
         )
 
     times: list[float] = []

@@ -106,37 +106,32 @@ class Views:
     def _deformed(
         self, planes: torch.Tensor, side: int, rng: np.random.Generator
     ) -> torch.Tensor:
-        from monai.transforms.spatial.dictionary import Rand2DElasticd, RandAffined
+        from monai.transforms.spatial.array import RandAffineGrid, Resample
 
         geometry = self.geometry
         zoom = math.exp(rng.uniform(*np.log(geometry.zoom)))
         # MONAI's scale is that of the sampling grid: 1 + value, uniformly drawn.
         scale = 1 / zoom - 1
-        settings: dict[str, Any] = {
-            "keys": ["image", "labels"],
-            "prob": 1.0,
-            "rotate_range": math.radians(geometry.rotate),
-            "shear_range": (geometry.shear, geometry.shear),
-            "scale_range": ((scale, scale), (scale, scale)),
-            "spatial_size": (side, side),
-            "mode": ["bilinear", "nearest"],
-            "padding_mode": "reflection",
-        }
-        # Even a lattice at rest ripples a little: without elasticity there is none.
+        affine = RandAffineGrid(
+            rotate_range=math.radians(geometry.rotate),
+            shear_range=(geometry.shear, geometry.shear),
+            scale_range=((scale, scale), (scale, scale)),
+        )
+        affine.set_random_state(seed=int(rng.integers(2**31)))
+        grid = _plain(affine((side, side)))  # (3, side, side), centred
         if geometry.elastic:
-            strength = rng.uniform(0, geometry.elastic)
-            transform: Rand2DElasticd | RandAffined = Rand2DElasticd(
-                spacing=(geometry.spacing, geometry.spacing),
-                magnitude_range=(strength, strength),
-                **settings,
-            )
-        else:
-            transform = RandAffined(**settings)
-        transform.set_random_state(seed=int(rng.integers(2**31)))
-        made = transform({"image": planes[:-2], "labels": planes[-2:]})
-        # Plain tensors again: MONAI's remember where they came from.
-        parts = [torch.as_tensor(made[key]) for key in ("image", "labels")]
-        return torch.cat([part.as_subclass(torch.Tensor) for part in parts])
+            # MONAI's own elastic grid interpolates places, which ripples even at
+            # rest; displacements of 0 interpolate to 0.
+            nodes = side // geometry.spacing + 2
+            lattice = rng.uniform(-1, 1, (1, 2, nodes, nodes)).astype(np.float32)
+            field = functional.interpolate(
+                torch.from_numpy(lattice), (side, side), mode="bicubic"
+            )[0]
+            grid[:2] += rng.uniform(0, geometry.elastic) * field
+        resample = Resample(padding_mode="reflection")
+        image = resample(planes[:-2], grid, mode="bilinear")
+        labels = resample(planes[-2:], grid, mode="nearest")
+        return torch.cat([_plain(image), _plain(labels)])
 
     def _turned(self, planes: torch.Tensor, rng: np.random.Generator) -> View:
         quarter = int(rng.integers(4))
@@ -147,6 +142,11 @@ class Views:
             planes = planes.flip([1] * bool(rows) + [2] * bool(columns))
         planes = planes.contiguous()
         return View(planes[:-2], planes[-2].to(torch.uint8), planes[-1].to(torch.int32))
+
+
+def _plain(made: Any) -> torch.Tensor:
+    """Make a plain tensor of MONAI's, which remembers where it came from."""
+    return torch.as_tensor(made).as_subclass(torch.Tensor)
 
 
 def _stacked(sample: Sample) -> torch.Tensor:
