@@ -104,7 +104,7 @@ def found_in(model: Model, pairs: list[Pair], **options: Any) -> list[Segmentati
         (
             "r2-attention-unet",
             {"width": 8, "depth": 4},
-            {"views": 200, "batch_size": 2, "loss": "focal-tversky"},
+            {"views": 200, "batch_size": 2, "loss": "bce-dice"},
         ),
         (
             "focusnet-plus",

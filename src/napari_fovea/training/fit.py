@@ -218,12 +218,10 @@ def fit(
             return
         if checkpoint is not None and fabric.is_global_zero:
             checkpoint.unlink(missing_ok=True)
+        good = "The last good weights are kept." if state.epoch else "Nothing is kept."
         raise LossNotFinite(
             f"The {what} became {value} in epoch {state.epoch + 1}; expected a finite "
-            "number: start anew with a lower learning rate. "
-            + (
-                "The last good weights are kept." if state.epoch else "Nothing is kept."
-            ),
+            f"number: start anew with a lower learning rate. {good}",
             trained(),
             state.epoch,
         )

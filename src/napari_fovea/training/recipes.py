@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
@@ -227,7 +227,7 @@ RECIPES: dict[str, Recipe] = {
         geometry=Geometry(turn=False, rotate=0.0, zoom=(0.8, 1.25), shear=0.0),
     ),
     "focusnet-small": _small(
-        "focusnet", "small", epochs=14, batch_size=4, loss="bce-dice"
+        "focusnet", "small", epochs=24, batch_size=4, loss="bce-dice"
     ),
     # S2. Skew, rotation, zoom, flip, shear, shift and elastic deformation.
     "r2-attention-unet-paper": Recipe(
@@ -246,7 +246,7 @@ RECIPES: dict[str, Recipe] = {
         geometry=Geometry(elastic=3.0),
     ),
     "r2-attention-unet-small": _small(
-        "r2-attention-unet", "small", epochs=12, batch_size=4, loss="focal-tversky"
+        "r2-attention-unet", "small", epochs=24, batch_size=4, loss="focal-tversky"
     ),
     # S3. No augmentation; best validation weights.
     "focusnet-plus-paper": Recipe(
@@ -263,7 +263,7 @@ RECIPES: dict[str, Recipe] = {
         geometry=_UPRIGHT,
     ),
     "focusnet-plus-small": _small(
-        "focusnet-plus", "small", epochs=10, batch_size=4, loss="log-hybrid"
+        "focusnet-plus", "small", epochs=14, batch_size=4, loss="log-hybrid"
     ),
     # S4. Random crops, flips and rotations.
     "mask-rcnn-paper": Recipe(
@@ -279,6 +279,8 @@ RECIPES: dict[str, Recipe] = {
         augmentation=_AS_IS,
         geometry=Geometry(zoom=(1.0, 1.0), shear=0.0),
     ),
-    "mask-rcnn-small": _small("mask-rcnn", "small", epochs=24, batch_size=4),
+    "mask-rcnn-small": replace(
+        _small("mask-rcnn", "small", epochs=28, batch_size=4), learning_rate=1e-3
+    ),
 }
 """Recipes by name."""
