@@ -11,7 +11,7 @@ from torch.nn import functional
 from napari_fovea.networks.registry import NetworkConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 class DenseConfig(NetworkConfig):
@@ -83,9 +83,24 @@ class SqueezeExcite(nn.Module):
 
 
 def he_initialise(module: nn.Module) -> None:
-    """Draw convolutions' weights for layers that a ReLU follows; empty their biases."""
+    """Draw weights for layers that a ReLU follows; empty their biases."""
+    for part in _layers(module):
+        nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
+        if part.bias is not None:
+            nn.init.zeros_(part.bias)
+
+
+def glorot_initialise(module: nn.Module) -> None:
+    """Draw weights uniformly, as Keras does unless it is told otherwise."""
+    for part in _layers(module):
+        nn.init.xavier_uniform_(part.weight)
+        if part.bias is not None:
+            nn.init.zeros_(part.bias)
+
+
+def _layers(
+    module: nn.Module,
+) -> Iterator[nn.Conv2d | nn.ConvTranspose2d | nn.Linear]:
     for part in module.modules():
         if isinstance(part, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
+            yield part

@@ -10,6 +10,7 @@ from torch.nn import functional
 from napari_fovea.networks.blocks import (
     DenseConfig,
     SqueezeExcite,
+    glorot_initialise,
     on_multiple,
 )
 from napari_fovea.networks.gates import Coefficients
@@ -205,6 +206,7 @@ class FocusNet(nn.Module):
         )
         self.join = nn.Conv2d(4 * k, inner, 3, padding=1)
         self.out = nn.Conv2d(inner, k, 1)
+        glorot_initialise(self)  # as the released code, by its framework's default
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Logits (B, 1 or K, H, W) of images (B, C, H, W) of any size."""

@@ -12,6 +12,7 @@ from torch.nn import functional
 from napari_fovea.networks.blocks import (
     DenseConfig,
     SqueezeExcite,
+    glorot_initialise,
     on_multiple,
 )
 from napari_fovea.networks.gates import Coefficients
@@ -226,6 +227,7 @@ class FocusNetPlus(nn.Module):
         joined = (depth - 1) * k
         self.join = nn.Sequential(nn.Conv2d(joined, 32, 1), *_normed(32))
         self.out = nn.Conv2d(32, k, 1)
+        glorot_initialise(self)  # as the released code, by its framework's default
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Logits (B, 1 or K, H, W) of images (B, C, H, W) of any size."""
