@@ -19,8 +19,9 @@ from machine import DATA, tell
 from napari_fovea import complete
 from napari_fovea.evaluation import evaluate, mean_and_std, split
 from napari_fovea.files import read_image, read_labels, replacing
+from napari_fovea.training.labelling import Labelling
 from napari_fovea.training.recipes import RECIPES, Recipe
-from napari_fovea.training.run import Labelling, fresh_model, train_on
+from napari_fovea.training.run import fresh_model, train_on
 from napari_fovea.training.samples import make_sample, pair_files
 
 LABELLING = Labelling(("membrane", "cell"), from_instances=False)

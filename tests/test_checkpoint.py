@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
+from conftest import tiny_model
 from napari_fovea.errors import CheckpointError, FoveaError, ModelError
 from napari_fovea.models import Model, entries
 from napari_fovea.models.checkpoint import FORMAT, read_header
@@ -175,3 +177,18 @@ def test_a_model_that_contradicts_itself_is_refused(tiny: Model) -> None:
 
     with pytest.raises(FoveaError, match="one class"):
         replace(tiny, outputs=(0, 1))
+
+
+def test_halves_hold_what_is_too_large_for_16_bits(tmp_path: Path) -> None:
+    model = tiny_model()
+    norm = next(m for m in model.network.modules() if isinstance(m, nn.BatchNorm2d))
+    norm.running_var.fill_(1e6)
+    kernel = model.network.features[0].weight
+    with torch.no_grad():
+        kernel[0, 0, 0, 0] = 1e5
+    path = tmp_path / "half.safetensors"
+    model.save(path, half=True)
+    loaded = Model.load(path)
+    norms = [m for m in loaded.network.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert torch.equal(norms[0].running_var, norm.running_var)
+    assert loaded.network.features[0].weight[0, 0, 0, 0] == 1e5

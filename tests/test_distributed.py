@@ -21,7 +21,8 @@ from napari_fovea import complete
 from napari_fovea.errors import DeviceError, TrainingError
 from napari_fovea.models import Model
 from napari_fovea.sample_data import make_nuclei
-from napari_fovea.training.fit import fit, launch
+from napari_fovea.training.fit import fit
+from napari_fovea.training.processes import launch
 from napari_fovea.training.task import Parts
 from test_fit import PLAIN, Scripted, same, scripted, small
 

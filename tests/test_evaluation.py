@@ -17,8 +17,8 @@ from napari_fovea import complete, metrics, segment
 from napari_fovea.errors import TrainingError
 from napari_fovea.evaluation import cross_validate, evaluate, mean_and_std, split
 from napari_fovea.sample_data import make_nuclei
+from napari_fovea.training.labelling import Labelling
 from napari_fovea.training.recipes import RECIPES
-from napari_fovea.training.run import Labelling
 from napari_fovea.training.samples import pair_files
 from test_cli import call
 

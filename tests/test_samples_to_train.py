@@ -20,8 +20,9 @@ from napari_fovea.errors import FoveaError, ModelError, TrainingError
 from napari_fovea.losses import LOSSES
 from napari_fovea.sample_data import make_nuclei
 from napari_fovea.training.augment import Geometry
+from napari_fovea.training.labelling import Labelling
 from napari_fovea.training.recipes import RECIPES
-from napari_fovea.training.run import Labelling, train
+from napari_fovea.training.run import train
 from napari_fovea.training.samples import (
     VOID,
     Sample,

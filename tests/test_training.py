@@ -63,11 +63,11 @@ _once = ("best", "constant", 1e-4, 0, None, ADAM)
 PAPERS["retina-paper"] = (20, 16, None, "bce", *_once)
 PAPERS["patch-center-paper"] = (20, 16, None, "bce", *_once)
 PAPERS["unet-patch-paper"] = (15, 16, 192, "bce", *_once)
-PAPERS["unet-image-paper"] = (200, 1, None, "bce", *_once)
+PAPERS["unet-image-paper"] = (200, 16, None, "bce", *_once)
 _falling = ("best", "plateau", 1e-3, 0, None, ADAM)
 PAPERS["focusnet-paper"] = (80, 8, 256, "dice", *_falling)
 PAPERS["focusnet-plus-paper"] = (50, 8, 256, "log-hybrid", *_falling)
-_ensemble = ("ensemble", "plateau", 1e-4, 1e-5, None, NADAM)
+_ensemble = ("ensemble", "plateau", 1e-4 * (1 - 1e-5), 0, None, NADAM)
 PAPERS["r2-attention-unet-paper"] = (20, 4, 256, "focal-tversky", *_ensemble)
 _momentum = ("best", "plateau", 5e-3, 1e-4, 0.9, SGD)
 PAPERS["mask-rcnn-paper"] = (50, 2, 512, "bce", *_momentum)
@@ -101,7 +101,9 @@ def test_the_papers_recipes_are_the_papers(name: str, tmp_path: Path) -> None:
     state = optimiser_of(recipe, tmp_path)
     rate, decay, momentum, memories = optimiser
     (group,) = state["param_groups"]
-    assert group["lr"] == rate
+    assert group["lr"] == pytest.approx(rate, rel=1e-9)
+    assert recipe.clip is None
+    assert not recipe.border
     assert group["weight_decay"] == decay
     assert group.get("momentum") == momentum
     assert not group.get("nesterov")
@@ -138,6 +140,9 @@ def test_every_recipe_builds_its_network(name: str) -> None:
     expected = settings | {"channels": 1, "classes": len(model.outputs)}
     assert model.config == validate(recipe.network, expected)
     assert model.scan.get("tile") == (recipe.side if recipe.tiles else None)
+    if recipe.network == "retina-vgg":
+        paper = recipe.config == "paper"
+        assert model.scan == {"policy": "raster" if paper else "seek"}
     assert recipe.loss in LOSSES
     assert model.classes == ("background", "object")
 

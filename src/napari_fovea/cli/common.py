@@ -20,7 +20,7 @@ from napari_fovea.errors import FoveaError
 
 if TYPE_CHECKING:
     from napari_fovea.training.fit import EpochEnd
-    from napari_fovea.training.run import Labelling
+    from napari_fovea.training.labelling import Labelling
 
 app = typer.Typer(
     name="napari-fovea",
@@ -95,7 +95,7 @@ def labelling_of(
     classes: str, kind: LabelKind, *, border: bool | None, ignore: int | None
 ) -> Labelling:
     """Make of the options what the numbers in the labels mean."""
-    from napari_fovea.training.run import Labelling
+    from napari_fovea.training.labelling import Labelling
 
     return Labelling(
         classes=("background", *(c.strip() for c in classes.split(","))),

@@ -61,7 +61,7 @@ def evaluate(
     from napari_fovea.evaluation import evaluate as run
     from napari_fovea.files import replacing
     from napari_fovea.models import Model
-    from napari_fovea.training.run import Labelling
+    from napari_fovea.training.labelling import Labelling
     from napari_fovea.training.samples import pair_files
 
     loaded = Model.load(model)

@@ -109,7 +109,8 @@ def train(
     ] = "",
 ) -> None:
     """Train a model. Run it again after a break: it goes on where it was."""
-    from napari_fovea.training.fit import LossNotFinite, launch
+    from napari_fovea.training.fit import LossNotFinite
+    from napari_fovea.training.processes import launch
     from napari_fovea.training.run import train as run
 
     if output.suffix != ".safetensors":

@@ -17,7 +17,8 @@ from napari_fovea.evaluation.images import (
     mean_and_std,
 )
 from napari_fovea.files import read_image, read_labels, replacing
-from napari_fovea.training.run import Labelling, find_recipe, fresh_model, train_on
+from napari_fovea.training.labelling import Labelling
+from napari_fovea.training.run import find_recipe, fresh_model, train_on
 from napari_fovea.training.samples import check_samples, make_sample, pair_files
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from napari_fovea.errors import TrainingError
 from napari_fovea.files import read_image, read_labels
 from napari_fovea.inference import complete, segment
 from napari_fovea.metrics import Confusion, instance_scores, roc_auc
-from napari_fovea.training.run import Labelling
+from napari_fovea.training.labelling import Labelling
 from napari_fovea.training.samples import make_sample
 
 if TYPE_CHECKING:

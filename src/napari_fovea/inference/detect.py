@@ -77,10 +77,12 @@ class DetectorReader:
         """Read a plane; see `Reader.read`."""
         network = self._network = self._network or ready(self.model, self._device)
         height, width = image.shape[1:]
-        h = tile_length(height, self.tiling, multiple=_MULTIPLE)
-        w = tile_length(width, self.tiling, multiple=_MULTIPLE)
-        tops = plan_tiles(height, self.tiling, multiple=_MULTIPLE)
-        lefts = plan_tiles(width, self.tiling, multiple=_MULTIPLE)
+        # The network pads what a last tile lacks, as it pads a whole plane.
+        tall, wide = (n + -n % _MULTIPLE for n in (height, width))
+        h = tile_length(tall, self.tiling, multiple=_MULTIPLE)
+        w = tile_length(wide, self.tiling, multiple=_MULTIPLE)
+        tops = plan_tiles(tall, self.tiling, multiple=_MULTIPLE)
+        lefts = plan_tiles(wide, self.tiling, multiple=_MULTIPLE)
         found: list[Detections] = []
         looked = torch.zeros(height, width)
 

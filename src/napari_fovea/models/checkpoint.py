@@ -63,7 +63,7 @@ class Header(BaseModel):
 def save(model: Model, path: str | os.PathLike[str], *, half: bool = False) -> None:
     """Write a model; see `Model.save`."""
     tensors = {
-        key: (value.half() if half and value.is_floating_point() else value)
+        key: (value.half() if half and _halves(value) else value)
         .detach()
         .cpu()
         .contiguous()
@@ -85,6 +85,15 @@ def save(model: Model, path: str | os.PathLike[str], *, half: bool = False) -> N
     )
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={_KEY: header.model_dump_json()})
+
+
+def _halves(value: torch.Tensor) -> bool:
+    """Tell whether 16 bits hold a tensor.
+
+    Statistics of normalisations are few, and may be larger than 16 bits tell.
+    """
+    kernel = value.is_floating_point() and value.ndim > 1
+    return kernel and float(value.abs().max()) < torch.finfo(torch.float16).max
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:

@@ -124,7 +124,8 @@ class Model:
         path : path-like
             File to write; it is replaced whole or not at all.
         half : bool
-            Store weights as 16-bit floats.
+            Store weights as 16-bit floats, where these hold them; biases and the
+            statistics of normalisations stay as they are.
         """
         from napari_fovea.models.checkpoint import save
 

@@ -48,10 +48,13 @@ def on_multiple(
         Any size.
     multiple : int
         What the network's sides must divide by. Edges are repeated to the right
-        and below.
+        and below. Sides are at least twice this, or the coarsest features would be
+        a single pixel, of which normalisation learns nothing.
     """
     height, width = image.shape[-2:]
-    below, right = -height % multiple, -width % multiple
+    least = 2 * multiple
+    below = max(least - height, -height % multiple)
+    right = max(least - width, -width % multiple)
     if below or right:
         image = functional.pad(image, (0, right, 0, below), mode="replicate")
     return forward(image)[..., :height, :width]
@@ -65,12 +68,13 @@ class SqueezeExcite(nn.Module):
     channels : int
         Channels in and out.
     ratio : int
-        Division of channels in the middle layer, which has at least one.
+        Division of channels in the middle layer, which has at least four: a single
+        unit may be dead from the start.
     """
 
     def __init__(self, channels: int, *, ratio: int = 16) -> None:
         super().__init__()
-        inner = max(1, channels // ratio)
+        inner = max(4, channels // ratio)
         self.squeeze = nn.Linear(channels, inner, bias=False)
         self.excite = nn.Linear(inner, channels, bias=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -95,4 +96,5 @@ def _name_members(members: nn.ModuleList) -> None:
     for i, member in enumerate(members, start=1):
         for part in member.modules():
             if isinstance(part, Coefficients):
-                part.label = f"member {i} {part.label}"
+                own = re.sub(r"^member \d+ ", "", part.label)
+                part.label = f"member {i} {own}"

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import itertools
-import logging
 import math
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +15,22 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from napari_fovea.device import exact_training, pick
-from napari_fovea.errors import DeviceError, TrainingError
-from napari_fovea.files import replacing
+from napari_fovea.device import exact_training
+from napari_fovea.errors import TrainingError
 from napari_fovea.networks.ensemble import gather
+from napari_fovea.training.processes import mean, single
+from napari_fovea.training.resuming import (
+    Pieces,
+    State,
+    choose,
+    digest,
+    keep,
+    resume,
+)
 from napari_fovea.training.task import Parts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Generator
     from pathlib import Path
 
     from lightning_fabric import Fabric
@@ -33,12 +38,6 @@ if TYPE_CHECKING:
     from napari_fovea.models import Model
     from napari_fovea.training.recipes import Recipe
     from napari_fovea.training.task import Task
-
-PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
-"""Precisions to train in; the 16-bit ones are mixed with float32."""
-
-ACCELERATORS = ("auto", "cpu", "cuda", "mps")
-"""Kinds of devices to train on."""
 
 _WARM_UP = 0.03  # share of the steps over which the learning rate rises
 
@@ -108,16 +107,6 @@ class LossNotFinite(TrainingError):
         self.epochs = epochs
 
 
-@dataclass
-class _State:
-    """What changes from epoch to epoch, apart from weights and optimiser."""
-
-    epoch: int = 0
-    best: float | None = None
-    # Score and weights of the checkpoints that will make the model.
-    kept: list[tuple[float, dict[str, torch.Tensor]]] = field(default_factory=list)
-
-
 def fit(
     model: Model,
     task: Task[Any],
@@ -146,11 +135,11 @@ def fit(
     seed : int
         For the order of views and dropout.
     precision : str
-        A name of `PRECISIONS`.
+        A name of `processes.PRECISIONS`.
     accumulate : int
         Parts into which a batch is divided to save memory.
     fabric : lightning_fabric.Fabric, optional
-        Launched already, for several processes or machines; see `launch`. It
+        Launched already, for several processes or machines; see `processes.launch`. It
         takes the place of device and precision.
     checkpoint : Path, optional
         File that is replaced after every epoch. If it is there, training goes
@@ -195,7 +184,7 @@ def fit(
         threshold=1e-3,
         threshold_mode="abs",
     )
-    state = _State()
+    state = State()
     run = {
         "recipe": repr(recipe),
         "seed": seed,
@@ -203,11 +192,11 @@ def fit(
         "precision": str(fabric._precision.precision),
         "parts": parts.count,
         "data": task.fingerprint(),
-        "start": _digest(model.network),
+        "start": digest(model.network),
     }
-    pieces = _Pieces(network, average, optimiser, plateau, task, fabric)
+    pieces = Pieces(network, average, optimiser, plateau, task, fabric)
     if checkpoint is not None and checkpoint.exists():
-        state = _resume(checkpoint, run, pieces)
+        state = resume(checkpoint, run, pieces)
     wrapped, stepping = fabric.setup(network, optimiser)
 
     def trained() -> Trained:
@@ -247,7 +236,7 @@ def fit(
                         loss = task.loss(wrapped, batch, where) / len(batches)
                         fabric.backward(loss)
                     value += float(loss.detach())
-                value = _mean(fabric, value)
+                value = mean(fabric, value)
                 check("loss", value)
                 if recipe.clip is not None:
                     fabric.clip_gradients(
@@ -269,7 +258,7 @@ def fit(
             if due or epoch + 1 == recipe.epochs:
                 score = _score(fabric, task, replace(model, network=average))
             state.epoch = epoch + 1
-            _choose(state, recipe, score, average)
+            choose(state, recipe, score, average)
             rate = float(optimiser.param_groups[0]["lr"])
             if recipe.schedule == "plateau" and (
                 score is not None or not task.validation
@@ -279,7 +268,7 @@ def fit(
                 group["lr"] *= 1 - recipe.rate_decay
             if checkpoint is not None:
                 if fabric.is_global_zero:
-                    _keep(checkpoint, run, state, pieces)
+                    keep(checkpoint, run, state, pieces)
                 fabric.barrier()
         times.append(time.perf_counter() - started)
         yield EpochEnd(
@@ -293,110 +282,6 @@ def fit(
             sum(times) / len(times) * (recipe.epochs - epoch - 1),
         )
     return trained()
-
-
-def single(device: str = "auto", precision: str = "float32") -> Fabric:
-    """One process on one device."""
-    where = pick(device)
-    if where.type == "xpu":
-        raise TrainingError(
-            "Training on XPU is not supported; expected cpu, cuda or mps: choose "
-            "another device."
-        )
-    return launch(
-        accelerator=where.type, devices=[where.index or 0], precision=precision
-    )
-
-
-def check_precision(name: str) -> None:
-    """Raise TrainingError unless it is a name of `PRECISIONS`."""
-    if name not in PRECISIONS:
-        raise TrainingError(
-            f"There is no precision {name!r}; expected one of {', '.join(PRECISIONS)}."
-        )
-
-
-def launch(
-    *,
-    accelerator: str = "auto",
-    devices: int | list[int] = 1,
-    nodes: int = 1,
-    precision: str = "float32",
-) -> Fabric:
-    """Start the processes that train together.
-
-    With more than one, the program is started again for each of the others, as
-    by ``torchrun``, and goes on from here in all of them.
-
-    Parameters
-    ----------
-    accelerator : str
-        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
-    devices : int or list of int
-        Processes of this machine, or the numbers of its devices.
-    nodes : int
-        Machines. On each, the environment tells ``MASTER_ADDR``, ``MASTER_PORT``
-        and ``NODE_RANK``.
-    precision : str
-        A name of `PRECISIONS`.
-
-    Raises
-    ------
-    TrainingError
-        If there is no such precision.
-    DeviceError
-        If there are not so many devices of this kind.
-    """
-    check_precision(precision)
-    count = devices if isinstance(devices, int) else len(devices)
-    wanted = f"Training cannot start on {count} × {accelerator!r}"
-    if accelerator not in ACCELERATORS:
-        raise DeviceError(f"{wanted}; expected one of {', '.join(ACCELERATORS)}.")
-    from lightning_fabric import Fabric
-    from lightning_fabric.utilities.exceptions import MisconfigurationException
-
-    if accelerator == "cpu" or accelerator == "mps":
-        devices = count  # these are not numbered
-    with _quiet():
-        try:
-            fabric = Fabric(
-                accelerator=accelerator,
-                devices=devices,
-                num_nodes=nodes,
-                strategy="ddp" if count * nodes > 1 else "auto",
-                precision=PRECISIONS[precision],  # type: ignore[arg-type]
-            )
-        except (ValueError, RuntimeError, MisconfigurationException) as error:
-            raise DeviceError(
-                f"{wanted}; expected devices that this machine has: "
-                f"{' '.join(str(error).split())}"
-            ) from error
-        fabric.launch()
-    return fabric
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Fabric from telling that it starts; it still tells what fails."""
-    chatter = logging.getLogger("lightning_fabric.utilities")
-    before = chatter.level
-    chatter.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        chatter.setLevel(before)
-
-
-@dataclass(frozen=True)
-class _Pieces:
-    """Everything with a state of its own."""
-
-    network: nn.Module
-    average: nn.Module
-    optimiser: torch.optim.Optimizer
-    plateau: ReduceLROnPlateau
-    task: Task[Any]
-    fabric: Fabric
 
 
 def _optimiser(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
@@ -430,15 +315,6 @@ def _prepare(fabric: Fabric, task: Task[Any], model: Model, epoch: int) -> None:
         task.restore(fabric.broadcast(task.state()))
 
 
-def _mean(fabric: Fabric, value: float) -> float:
-    """Mean over processes."""
-    if fabric.world_size == 1:
-        return value
-    mean = fabric.all_reduce(torch.tensor(value), reduce_op="mean")
-    assert isinstance(mean, torch.Tensor)
-    return float(mean)
-
-
 def _score(fabric: Fabric, task: Task[Any], model: Model) -> float | None:
     """Score in the first process, so that all go on from the same number."""
     score = None
@@ -450,30 +326,7 @@ def _score(fabric: Fabric, task: Task[Any], model: Model) -> float | None:
     return score
 
 
-def _choose(
-    state: _State, recipe: Recipe, score: float | None, average: nn.Module
-) -> None:
-    """Keep the weights if they are among those that will make the model."""
-    if recipe.choice == "last":
-        state.kept = []
-    elif score is None and state.best is not None:
-        return  # this epoch was not scored, others are
-    elif score is None or state.best is None:
-        state.kept = []  # nothing before was scored
-    if score is not None and (state.best is None or score > state.best):
-        state.best = score
-    members = recipe.members if recipe.choice == "ensemble" else 1
-    rank = -math.inf if score is None else score
-    if len(state.kept) == members and rank < state.kept[-1][0]:
-        return
-    weights = {k: v.detach().cpu().clone() for k, v in average.state_dict().items()}
-    # Of equal scores the later one counts as better.
-    state.kept.insert(0, (rank, weights))
-    state.kept.sort(key=lambda pair: -pair[0])
-    del state.kept[members:]
-
-
-def _result(model: Model, recipe: Recipe, state: _State) -> Trained:
+def _result(model: Model, recipe: Recipe, state: State) -> Trained:
     members = []
     for _, weights in state.kept or [(0.0, model.network.state_dict())]:
         network = copy.deepcopy(model.network).cpu().eval().requires_grad_(False)
@@ -482,14 +335,6 @@ def _result(model: Model, recipe: Recipe, state: _State) -> Trained:
     network = gather(members) if recipe.choice == "ensemble" else members[0]
     scores = [score for score, _ in state.kept if score > -math.inf]
     return Trained(replace(model, network=network), max(scores, default=None))
-
-
-def _digest(network: nn.Module) -> str:
-    """Tell one set of weights from another."""
-    digest = hashlib.sha256()
-    for value in network.state_dict().values():
-        digest.update(value.detach().cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _rate(recipe: Recipe, step: int, steps: int) -> float:
@@ -514,41 +359,3 @@ def _follow(average: nn.Module, network: nn.Module, decay: float, step: int) -> 
             kept.lerp_(new.detach(), 1 - decay)
         else:
             kept.copy_(new)
-
-
-def _keep(path: Path, run: dict[str, Any], state: _State, pieces: _Pieces) -> None:
-    everything = {
-        "run": run,
-        "state": {"epoch": state.epoch, "best": state.best, "kept": state.kept},
-        "network": pieces.network.state_dict(),
-        "average": pieces.average.state_dict(),
-        "optimiser": pieces.optimiser.state_dict(),
-        "plateau": pieces.plateau.state_dict(),
-        "scaler": pieces.fabric._precision.state_dict(),
-        "task": pieces.task.state(),
-    }
-    with replacing(path) as temporary:
-        torch.save(everything, temporary)
-
-
-def _resume(path: Path, run: dict[str, Any], pieces: _Pieces) -> _State:
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        same = saved["run"] == run
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise TrainingError(
-            f"{path} is no training checkpoint of napari-fovea; expected one that "
-            "this command wrote: move it away to start anew."
-        ) from error
-    if not same:
-        raise TrainingError(
-            f"{path} belongs to a run with other settings; expected the same recipe, "
-            "network, data and seed: move it away to start anew."
-        )
-    pieces.network.load_state_dict(saved["network"])
-    pieces.average.load_state_dict(saved["average"])
-    pieces.optimiser.load_state_dict(saved["optimiser"])
-    pieces.plateau.load_state_dict(saved["plateau"])
-    pieces.fabric._precision.load_state_dict(saved["scaler"])
-    pieces.task.restore(saved["task"])
-    return _State(**saved["state"])
