@@ -200,21 +200,55 @@ def test_a_killed_training_goes_on_to_the_same_bits(data: Path, tmp_path: Path) 
     assert all(torch.equal(resumed[k], whole[k]) for k in whole)
 
 
+FAILING = """
+import math
+from napari_fovea.cli import main
+from napari_fovea.training.dense import DenseTask
+
+loss, shown = DenseTask.loss, []
+
+def failing(self, *batch):
+    shown.append(batch)
+    return loss(self, *batch) * (math.nan if len(shown) > 2 else 1)
+
+DenseTask.loss = failing
+main()
+"""
+
+
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_in_a_sentence_and_a_model(
     data: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "m.safetensors"
-    code, _, err = finish(start(data, output, "--learning-rate", 1e30))
+    # Two steps make an epoch: the second one fails.
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING)
+    code, out, err = finish(
+        start(data, output, "--recipe", "unet-image-paper", program=(script,))
+    )
     assert code == 1
+    assert out.count("epoch 1/2") == 1
     sentence = " ".join(err.split())
+    assert "in epoch 2; " in sentence
     assert "lower learning rate. The last good weights are kept." in sentence
     assert sentence.count("error:") == 1
     assert "Traceback" not in err
     network = Model.load(output).network  # which refuses NaN
     assert network.config.width == 2
     # As it says, a lower rate starts anew: nothing of the old run is in the way.
-    assert list(tmp_path.iterdir()) == [output]
+    assert sorted(tmp_path.iterdir()) == [script, output]
+
+
+@pytest.mark.slow
+def test_what_never_learned_takes_no_models_place(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "m.safetensors"
+    output.write_bytes(b"a model of before")
+    code, _, err = finish(start(data, output, "--learning-rate", 1e30))
+    assert code == 1
+    assert "Nothing is kept." in " ".join(err.split())
+    assert output.read_bytes() == b"a model of before"
+    output.unlink()
     trained(data, output)
 
 
