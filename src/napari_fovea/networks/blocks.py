@@ -60,6 +60,33 @@ def on_multiple(
     return forward(image)[..., :height, :width]
 
 
+class Pointwise(nn.Conv2d):
+    """A 1×1 convolution of every `step`-th pixel along each axis.
+
+    The input is sliced, not strided over: torch 2.13 writes past its memory in the
+    backward pass of a strided 1×1 convolution of few channels, channels last.
+
+    Parameters
+    ----------
+    channels, width : int
+        Channels in and out.
+    step : int
+        Pixels from one to the next.
+    bias : bool
+        Whether there is one.
+    """
+
+    def __init__(
+        self, channels: int, width: int, *, step: int = 1, bias: bool = True
+    ) -> None:
+        super().__init__(channels, width, 1, bias=bias)
+        self.step = step
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, channels, H, W) → (B, width, ⌈H/step⌉, ⌈W/step⌉)."""
+        return super().forward(x[..., :: self.step, :: self.step])
+
+
 class SqueezeExcite(nn.Module):
     """Channels weighed by what the whole image says of them.
 

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from napari_fovea.networks.blocks import (
     DenseConfig,
+    Pointwise,
     SqueezeExcite,
     glorot_initialise,
     on_multiple,
@@ -49,16 +50,15 @@ class ResidualUnit(nn.Module):
         self.norm = nn.BatchNorm2d(width)
         self.second = nn.Conv2d(width, width, 3, padding=1)
         same = channels == width and stride == 1
-        self.shortcut = nn.Identity() if same else nn.Conv2d(channels, width, 1)
-        self.stride = stride
+        self.shortcut = (
+            nn.Identity() if same else Pointwise(channels, width, step=stride)
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, channels, H, W) → (B, width, H/stride, W/stride)."""
         y = self.first(self.before(x))
         y = self.second(self.norm(y).relu())
-        # Sliced rather than strided: torch 2.13 writes past its memory in the
-        # backward pass of a strided 1×1 convolution of few channels, channels last.
-        out: torch.Tensor = y + self.shortcut(x[..., :: self.stride, :: self.stride])
+        out: torch.Tensor = y + self.shortcut(x)
         return out
 
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from napari_fovea.networks.blocks import Pointwise
+
 if TYPE_CHECKING:
     import torch
 
@@ -158,5 +160,5 @@ def _shortcut(channels: int, out: int, stride: int, norm: Norm) -> nn.Sequential
     if stride == 1 and channels == out:
         return None
     return nn.Sequential(
-        nn.Conv2d(channels, out, 1, stride, bias=False), normalisation(out, norm)
+        Pointwise(channels, out, step=stride, bias=False), normalisation(out, norm)
     )
