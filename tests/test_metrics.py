@@ -1,4 +1,4 @@
-"""Metrics against brute force and scikit-image."""
+"""Metrics against brute force, scikit-image and scikit-learn."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+import sklearn.metrics as learned
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from skimage.measure import label
 from skimage.metrics import contingency_table
@@ -302,3 +303,33 @@ def test_shapes_must_agree() -> None:
             measure(small, large)
     with pytest.raises(ImageError, match=r"ignore has shape \(4, 5\)"):
         dice(large, large, ignore=small)
+
+
+# -- against scikit-learn --------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**31), st.floats(0.05, 0.95))
+def test_measures_are_those_of_scikit_learn(seed: int, share: float) -> None:
+    rng = np.random.default_rng(seed)
+    truth = rng.random(200) < share
+    scores = np.round(rng.random(200) * 0.6 + truth * 0.3, 1)  # many are equal
+    found = scores > 0.5
+    ignore = rng.random(200) < 0.2
+    assume(0 < truth[~ignore].sum() < (~ignore).sum())
+    assume(found[~ignore].any())
+    a, b = truth[~ignore], found[~ignore]
+    expected = {
+        "dice": learned.f1_score(a, b),
+        "jaccard": learned.jaccard_score(a, b),
+        "precision": learned.precision_score(a, b),
+        "recall": learned.recall_score(a, b),
+        "specificity": learned.recall_score(~a, ~b),
+        "accuracy": learned.accuracy_score(a, b),
+        "cohen_kappa": learned.cohen_kappa_score(a, b),
+    }
+    for name, value in expected.items():
+        told = MEASURES[name](found, truth, ignore=ignore)
+        assert told == pytest.approx(value), name
+    area = learned.roc_auc_score(a, scores[~ignore])
+    assert roc_auc(scores, truth, ignore=ignore) == pytest.approx(area)
