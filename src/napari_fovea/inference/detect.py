@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from napari_fovea.inference.dense import ready
 from napari_fovea.inference.reading import Seen, Step
 from napari_fovea.inference.tiles import Tiling, plan_tiles, tile_length
 from napari_fovea.networks.mask_rcnn import Detections, paste
@@ -105,12 +105,6 @@ class DetectorReader:
             if cancelled():
                 break
         return _painted(join(found), looked)
-
-
-def ready(model: Model, device: torch.device) -> nn.Module:
-    """Copy the network to a device in the memory layout it is fastest in."""
-    network = copy.deepcopy(model.network).eval().to(device)
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def _part(starts: tuple[int, ...], index: int, length: int) -> tuple[float, float]:

@@ -13,47 +13,17 @@ from napari_fovea.losses import LOSSES, cross_entropy
 from napari_fovea.networks import PatchCenterConfig
 from napari_fovea.training.augment import vary_light
 from napari_fovea.training.samples import VOID
-from napari_fovea.training.task import Task, foreground_dice
-from napari_fovea.training.views import View, Views, together
+from napari_fovea.training.task import CropTask, foreground_dice
+from napari_fovea.training.views import View, together
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import nn
 
     from napari_fovea.models import Model
-    from napari_fovea.training.recipes import Recipe
-    from napari_fovea.training.samples import Sample
 
 
-class DenseTask(Task[View]):
+class DenseTask(CropTask[View]):
     """Shows crops to a network that tells every pixel's class; see `Task`."""
-
-    inside = True
-    """Whether crops stay inside the image."""
-
-    def __init__(
-        self,
-        model: Model,
-        samples: Sequence[Sample],
-        validation: Sequence[Sample],
-        *,
-        recipe: Recipe,
-        seed: int,
-    ) -> None:
-        super().__init__(model, samples, validation, recipe=recipe, seed=seed)
-        self.views = Views(
-            samples,
-            side=self.side,
-            geometry=recipe.geometry,
-            boundary=recipe.boundary,
-            inside=self.inside,
-        )
-
-    @property
-    def side(self) -> int | None:
-        """Side of a crop."""
-        return self.recipe.side
 
     def batch(self, rng: np.random.Generator, size: int) -> View:
         """Draw crops, and vary the light on them."""

@@ -15,17 +15,15 @@ from napari_fovea.metrics import average_precision
 from napari_fovea.networks.mask_rcnn import Target
 from napari_fovea.training.augment import vary_light
 from napari_fovea.training.samples import VOID
-from napari_fovea.training.task import Task
-from napari_fovea.training.views import Views, together
+from napari_fovea.training.task import CropTask
+from napari_fovea.training.views import together
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from torch import nn
 
     from napari_fovea.models import Model
-    from napari_fovea.training.recipes import Recipe
-    from napari_fovea.training.samples import Sample
 
 _LEAST_AREA = 8  # pixels an object must show in a crop; less is void
 
@@ -52,25 +50,8 @@ class Scenes:
     targets: Targets
 
 
-class DetectionTask(Task[Scenes]):
+class DetectionTask(CropTask[Scenes]):
     """Shows crops to a detector, and scores it by AP; see `Task`."""
-
-    def __init__(
-        self,
-        model: Model,
-        samples: Sequence[Sample],
-        validation: Sequence[Sample],
-        *,
-        recipe: Recipe,
-        seed: int,
-    ) -> None:
-        super().__init__(model, samples, validation, recipe=recipe, seed=seed)
-        self.views = Views(
-            samples,
-            side=recipe.side,
-            geometry=recipe.geometry,
-            boundary=recipe.boundary,
-        )
 
     def batch(self, rng: np.random.Generator, size: int) -> Scenes:
         """Draw crops, vary the light on them, and find their objects."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 
 from napari_fovea.errors import TrainingError
+from napari_fovea.training.views import Views
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -158,6 +159,36 @@ class Task(ABC, Generic[Batch]):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up where `state` was taken."""
+
+
+class CropTask(Task[Batch]):
+    """Shows random crops of the images; see `Task`."""
+
+    inside = True
+    """Whether crops that are not resampled stay inside the image."""
+
+    def __init__(
+        self,
+        model: Model,
+        samples: Sequence[Sample],
+        validation: Sequence[Sample],
+        *,
+        recipe: Recipe,
+        seed: int,
+    ) -> None:
+        super().__init__(model, samples, validation, recipe=recipe, seed=seed)
+        self.views = Views(
+            samples,
+            side=self.side,
+            geometry=recipe.geometry,
+            boundary=recipe.boundary,
+            inside=self.inside,
+        )
+
+    @property
+    def side(self) -> int | None:
+        """Side of a crop; None shows whole images."""
+        return self.recipe.side
 
 
 def foreground_dice(labels: torch.Tensor, sample: Sample) -> float:
