@@ -76,7 +76,7 @@ def start(
     arguments = ["--images", images, "--labels", labels, "--output", output]
     arguments += ["--val-images", images, "--val-labels", labels, "--device", "cpu"]
     arguments += ["--recipe", "unet-small", "--views", 8, "--batch-size", 4]
-    arguments += ["--config", '{"width": 2, "depth": 2, "norm": false}', "--epochs", 2]
+    arguments += ["--config", '{"width": 2, "depth": 2, "norm": true}', "--epochs", 2]
     about = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     environment = {k: v for k, v in os.environ.items() if k not in about}
     return subprocess.Popen(

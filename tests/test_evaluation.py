@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import imageio.v3 as imageio
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import tiny_model
 from napari_fovea import complete, metrics, segment
-from napari_fovea.errors import TrainingError
+from napari_fovea.errors import FoveaError, TrainingError
 from napari_fovea.evaluation import cross_validate, evaluate, mean_and_std, split
 from napari_fovea.sample_data import make_nuclei
 from napari_fovea.training.labelling import Labelling
@@ -116,7 +117,44 @@ def test_of_several_classes_each_is_told(folders: tuple[Path, Path]) -> None:
 
 def test_what_cannot_be_told_is_left_out_of_the_mean() -> None:
     assert mean_and_std([1.0, math.nan, 3.0]) == {"mean": 2.0, "std": 1.0}
-    assert mean_and_std([math.nan]) == {"mean": None, "std": None}
+    assert mean_and_std([math.nan, None]) == {"mean": None, "std": None}
+
+
+def test_a_class_that_does_not_occur_has_no_say_in_what_cannot_be_told(
+    folders: tuple[Path, Path],
+) -> None:
+    images, labels = folders
+    for path in labels.iterdir():
+        kinds = np.where(imageio.imread(path) > 0, 2, 0)
+        imageio.imwrite(path, kinds.astype("u1"))
+    model = tiny_model(outputs=4)
+    labelling = Labelling(model.classes, from_instances=False)
+    run = evaluate(model, pair_files(images, labels)[:1], labelling=labelling)
+    scored = complete(run).images[0]
+    image, truth = (imageio.imread(p) for p in pair_files(images, labels)[0])
+    found = complete(segment(image, model))
+    expected = metrics.roc_auc(found.probabilities[2], truth == 2)
+    assert scored.scores["roc_auc"] == pytest.approx(expected)
+
+
+def test_blank_images_and_any_order_of_axes_are_evaluated(tmp_path: Path) -> None:
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    images.mkdir()
+    labels.mkdir()
+    image, truth = make_nuclei((72, 80), count=6)
+    first = np.stack([image, image[::-1], image]).astype(np.float32)
+    for name, array, objects in (
+        ("blank", np.zeros((72, 80), np.uint8), np.zeros((72, 80))),
+        ("first", first, truth),
+        ("last", first.transpose(1, 2, 0), truth),
+    ):
+        tifffile.imwrite(images / f"{name}.tif", array, photometric="minisblack")
+        tifffile.imwrite(labels / f"{name}.tif", objects.astype(np.uint16))
+    result = complete(evaluate(tiny_model(), pair_files(images, labels), budget=20))
+    blank, first, last = result.images
+    assert blank.scores["dice"] == blank.scores["ap"] == 1
+    assert math.isnan(blank.scores["roc_auc"])
+    assert dict(first.scores) == dict(last.scores)
 
 
 @given(st.integers(2, 40), st.data())
@@ -153,6 +191,8 @@ def test_every_fold_is_trained_and_evaluated_apart(
 
     events, result = run()
     assert {e.fold for e in events} == {1, 2}
+    assert all(e.seconds_left >= 0 for e in events)
+    assert events[0].seconds_left > events[-1].seconds_left == 0
     names = [{i.name for i in fold.images} for fold in result.folds]
     assert not names[0] & names[1]
     assert names[0] | names[1] == {f"n{i}.png" for i in range(4)}
@@ -176,9 +216,51 @@ def test_few_trains_on_one_fold_and_evaluates_on_all_others(
     assert [len(fold.images) for fold in result.folds] == [3, 3, 3, 3]
 
 
+def test_a_measure_of_no_fold_is_no_hindrance(folders: tuple[Path, Path]) -> None:
+    _, labels = folders
+    for name in ("n0.png", "n1.png"):
+        truth = imageio.imread(labels / name)
+        imageio.imwrite(labels / name, np.zeros_like(truth))
+    settings = {"config": TINY, "changes": QUICK, "device": "cpu", "folds": 4}
+    result = complete(cross_validate(*folders, recipe="unet-small", **settings))
+    telling = [f for f in result.folds if f.summary()["roc_auc"]["mean"] is not None]
+    assert len(telling) == 2
+    mean = np.mean([f.summary()["roc_auc"]["mean"] for f in telling])
+    told = result.summary()["roc_auc"]["mean"]
+    assert told == pytest.approx(mean, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"folds": 3},
+        {"labelling": Labelling(ignore=1)},
+        {"precision": "bfloat16"},
+        {"seed": 1},
+        {"labels": True},
+    ],
+)
+def test_folds_of_another_cross_validation_are_refused(
+    folders: tuple[Path, Path], tmp_path: Path, change: dict[str, Any]
+) -> None:
+    settings = {"recipe": "unet-small", "config": TINY, "changes": QUICK, "folds": 2}
+    settings |= {"device": "cpu", "output": tmp_path / "folds"}
+    complete(cross_validate(*folders, **settings))
+    if change.pop("labels", False):
+        path = folders[1] / "n0.png"
+        truth = imageio.imread(path)
+        truth[:5] = 0
+        imageio.imwrite(path, truth)
+    with pytest.raises(TrainingError, match="other settings or images"):
+        next(cross_validate(*folders, **settings | change))
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
+        ({"policy": "raster"}, "no policy"),
+        ({"seed": -1}, "seed is -1"),
+        ({"precision": "int4"}, "no precision"),
         ({"folds": 5}, "4 images cannot be divided into 5 folds"),
         ({"recipe": "soup"}, "no recipe"),
         ({"recipe": "r2-attention-unet-paper"}, "best checkpoints"),
@@ -188,7 +270,7 @@ def test_few_trains_on_one_fold_and_evaluates_on_all_others(
 def test_a_senseless_cross_validation_is_refused(
     folders: tuple[Path, Path], options: dict[str, Any], says: str
 ) -> None:
-    with pytest.raises(TrainingError, match=says):
+    with pytest.raises(FoveaError, match=says):
         next(
             cross_validate(*folders, **{"recipe": "unet-small", "folds": 2, **options})
         )
@@ -232,7 +314,11 @@ def test_crossval_tells_every_epoch_and_the_mean_over_folds(
     where = ["--images", images, "--labels", labels, "--folds", 2, "--json", told]
     done = call("crossval", "--recipe", "unet-small", *where, *quick)
     assert done.returncode == 0, done.stderr
-    assert "fold 2/2, epoch 2/2" in done.stdout
+    lines = done.stdout.splitlines()
+    told_of = [line for line in lines if line.startswith("fold")]
+    assert len(told_of) == 8  # two epochs and two images in each fold
+    assert all(line.endswith(" left in all") for line in told_of)
+    assert told_of[-1] == "fold 2/2: 2 of 2 images evaluated, 0 s left in all"
     assert json.loads(told.read_text())["summary"]["folds"] == 2
     done = call("crossval", "--recipe", "unet-small", *where, "--folds", 9)
     assert done.returncode == 1

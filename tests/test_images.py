@@ -8,6 +8,7 @@ import pytest
 from napari_fovea.errors import ImageError
 from napari_fovea.images import (
     Normalisation,
+    axes_beside,
     guess_axes,
     read_planes,
     resize,
@@ -62,8 +63,6 @@ def test_axes_that_make_no_sense_are_refused(axes: str) -> None:
     ("image", "says"),
     [
         (np.zeros((0, 5)), "empty"),
-        (np.zeros((5, 5)), "constant"),
-        (np.full((5, 5), 7, np.uint8), "constant"),
         (np.array([[1.0, np.nan], [0, np.inf]]), "2 pixel values"),
         (np.array([["a", "b"]] * 2), "type <U1"),
         (np.array([[{}, None]] * 2), "type object"),
@@ -73,6 +72,40 @@ def test_axes_that_make_no_sense_are_refused(axes: str) -> None:
 def test_unusable_values_are_refused(image: np.ndarray, says: str) -> None:
     with pytest.raises(ImageError, match=says):
         read_planes(image)
+
+
+def test_a_blank_image_is_refused_unless_it_is_one_of_many() -> None:
+    for value, kind in ((0, float), (7, np.uint8)):
+        planes = read_planes(np.full((5, 5), value, kind))
+        with pytest.raises(ImageError, match=f"every pixel is {value}"):
+            planes.for_network(1)
+        blank = planes.for_network(1, blank=True)
+        limits = Normalisation().limits(blank)
+        tensor = to_tensor(blank.data[0], limits=limits, channels=1)
+        assert (tensor == 0).all()
+    # What is left without alpha counts.
+    image = np.zeros((6, 6, 4), np.uint8)
+    image[:3, :, 3] = 255
+    with pytest.raises(ImageError, match="constant"):
+        read_planes(image).for_network(3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        ((6, 7, 2), "YXC"),
+        ((2, 6, 7), "CYX"),
+        ((4, 6, 7), "CYX"),
+        ((1, 6, 7), "CYX"),
+        ((6, 7), None),
+        ((6, 7, 9), None),
+        ((9, 6, 7), None),
+        ((7, 6, 3), None),
+        ((2, 6, 7, 3), None),
+    ],
+)
+def test_labels_tell_which_axis_holds_channels(shape, axes) -> None:
+    assert axes_beside(shape, (6, 7)) == axes
 
 
 DTYPES = [

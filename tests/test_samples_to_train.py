@@ -73,6 +73,73 @@ def test_border_is_the_rim_of_every_object() -> None:
     np.testing.assert_array_equal(classes, expected)
 
 
+def test_near_void_nobody_knows_where_the_border_is() -> None:
+    objects = np.zeros((24, 24), int)
+    objects[4:20, 4:20] = 3
+    void = np.zeros(objects.shape, bool)
+    void[10:12, 10:12] = True  # in the middle of the object
+    void[:10, 20:] = True  # along a part of its right edge
+    classes = interior_and_border(objects, void=void)
+    whole = interior_and_border(objects)
+    # What is told is true, and no ring is drawn around the hole.
+    told = classes != VOID
+    assert (classes[told] == whole[told]).all()
+    assert (classes[8:14, 8:14] == VOID).all()
+    assert (classes[6:8, 18:20] == VOID).all()
+    assert (classes[12:18, 18:20] == 2).all()
+    assert (classes[4:6, 4:20] == 2).all()  # background above it is known
+    reach = np.zeros(objects.shape, bool)
+    reach[8:14, 8:14] = reach[:12, 18:] = True
+    assert (told | reach).all()
+    sample = make_sample(
+        np.arange(576.0).reshape(24, 24),
+        np.where(void, 9, objects),
+        channels=1,
+        outputs=3,
+        ignore=9,
+    )
+    np.testing.assert_array_equal(sample.classes.numpy(), classes)
+
+
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_channels_may_come_first_or_last(channels: int, last: bool) -> None:
+    image = np.random.default_rng(0).random((channels, 20, 24))
+    truth = np.zeros((20, 24), int)
+    truth[4:9, 4:9] = 1
+    given = image.transpose(1, 2, 0) if last else image
+    sample = make_sample(given, truth, channels=channels, outputs=2)
+    assert sample.image.shape == (channels, 20, 24)
+    order = sample.image.flatten().argsort()
+    np.testing.assert_array_equal(order[500:600], image.ravel().argsort()[500:600])
+
+
+def test_a_blank_field_is_a_sample_like_any_other(folders: tuple[Path, Path]) -> None:
+    images, labels = folders
+    write(images, "blank.tif", np.zeros((64, 64), np.uint16))
+    write(labels, "blank.png", np.zeros((64, 64), np.uint16))
+    settings = {"recipe": "unet-small", "config": '{"width": 4, "depth": 2}'}
+    events = train(images, labels, changes=QUICK, device="cpu", **settings)
+    assert np.isfinite(next(events).loss)
+
+
+def test_an_image_that_cannot_be_used_is_named(folders: tuple[Path, Path]) -> None:
+    images, labels = folders
+    write(images, "1.tif", np.full((64, 64), np.nan, np.float32))
+    with pytest.raises(TrainingError, match=r"1\.tif: The image holds 4096 pixel"):
+        next(train(images, labels))
+
+
+def test_files_of_the_same_stem_are_refused(folders: tuple[Path, Path]) -> None:
+    images, labels = folders
+    for folder in folders:
+        twin = folder / "1.bmp"
+        write(folder, twin.name, np.zeros((64, 64), np.uint8))
+        with pytest.raises(TrainingError, match=r"1\.\w+ and 1\.\w+ in .* same stem"):
+            pair_files(images, labels)
+        twin.unlink()
+
+
 def test_boundaries_are_where_classes_meet() -> None:
     sample = nuclei_sample()
     places = boundary_places(sample)

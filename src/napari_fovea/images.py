@@ -52,7 +52,7 @@ class Planes:
         """Number of channels."""
         return int(self.data.shape[3])
 
-    def for_network(self, channels: int) -> Planes:
+    def for_network(self, channels: int, *, blank: bool = False) -> Planes:
         """Give the planes the channels that a network takes.
 
         One channel is left to be repeated; the last of red, green, blue and
@@ -62,24 +62,30 @@ class Planes:
         ----------
         channels : int
             Channels the network takes.
+        blank : bool
+            Whether what is left of the image may be constant, as an empty field of
+            view among others is.
 
         Raises
         ------
         ImageError
             If the channels do not fit, or what is left of the image is constant.
         """
-        have = self.channels
+        have, seen = self.channels, self
         if have == 4 and channels == 3:
             seen = replace(self, data=self.data[..., :3])
-            _check_values(seen.data)
-            return seen
-        if have not in (1, channels):
+        elif have not in (1, channels):
             takes = "1 channel" if channels == 1 else f"1 or {channels} channels"
             raise ImageError(
                 f"The image has {have} channels; this model takes {takes}: choose the "
                 "channels to segment, or a model trained for these."
             )
-        return self
+        if not blank and seen.data.min() == seen.data.max():
+            raise ImageError(
+                f"The image is constant (every pixel is {seen.data.flat[0]}); there is "
+                "nothing to segment in it: check the layer and its contrast."
+            )
+        return seen
 
     def __len__(self) -> int:
         return len(self.data)
@@ -124,6 +130,32 @@ def guess_axes(shape: tuple[int, ...], *, rgb: bool | None = None) -> str:
     return AXES[4 - spatial : 4] + ("C" if rgb else "")
 
 
+def axes_beside(
+    shape: tuple[int, ...], plane: tuple[int, ...], *, most: int = 4
+) -> str | None:
+    """Name the axes of an image of which the height and width are known.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Shape of the image.
+    plane : tuple of int
+        Height and width, such as those of its labels.
+    most : int
+        Most channels.
+
+    Returns
+    -------
+    str or None
+        ``"YXC"`` or ``"CYX"``, or None where the shapes tell neither.
+    """
+    if len(shape) == 3 and shape[:2] == plane and shape[2] <= most:
+        return "YXC"
+    if len(shape) == 3 and shape[1:] == plane and shape[0] <= most:
+        return "CYX"
+    return None
+
+
 def read_planes(
     image: ArrayLike, *, axes: str | None = None, rgb: bool | None = None
 ) -> Planes:
@@ -146,8 +178,8 @@ def read_planes(
     Raises
     ------
     ImageError
-        If the array is empty, not numeric, holds NaN or infinity, is constant,
-        or has axes that make no sense.
+        If the array is empty, not numeric, holds NaN or infinity, or has axes
+        that make no sense.
     """
     data = np.asarray(image)
     if data.dtype.kind not in "buif":
@@ -175,18 +207,14 @@ def read_planes(
 
 
 def _check_values(data: NDArray[np.generic]) -> None:
-    if data.dtype.kind == "f":
-        # Plane by plane: a mask of the whole array would double its memory.
-        bad = sum(int((~np.isfinite(part)).sum()) for part in data)
-        if bad:
-            raise ImageError(
-                f"The image holds {bad} pixel values that are NaN or infinite; "
-                "expected finite numbers: replace them, for example with the median."
-            )
-    if data.min() == data.max():
+    if data.dtype.kind != "f":
+        return
+    # Plane by plane: a mask of the whole array would double its memory.
+    bad = sum(int((~np.isfinite(part)).sum()) for part in data)
+    if bad:
         raise ImageError(
-            f"The image is constant (every pixel is {data.flat[0]}); there is nothing "
-            "to segment in it: check the layer and its contrast."
+            f"The image holds {bad} pixel values that are NaN or infinite; "
+            "expected finite numbers: replace them, for example with the median."
         )
 
 
@@ -217,7 +245,7 @@ class Normalisation:
         low, high = np.percentile(sample, [self.low, self.high])
         if high <= low:  # nearly everything is background
             low, high = float(data.min()), float(data.max())
-        return float(low), float(high)
+        return float(low), float(high if high > low else low + 1)
 
 
 def to_tensor(

@@ -14,6 +14,7 @@ from napari_fovea.cli.common import (
     LabelKind,
     PolicyName,
     app,
+    duration,
     epoch_line,
     labelling_of,
     out,
@@ -179,10 +180,12 @@ def crossval(
         while True:
             told = next(events)
             event, where = told.event, f"fold {told.fold}/{told.folds}"
+            left = f"{duration(told.seconds_left)} left in all"
             if not isinstance(event, ImageScored):
-                typer.echo(f"{where}, {epoch_line(event)}")
-            elif event.done == event.total:
-                typer.echo(f"{where}: {event.total} images evaluated")
+                typer.echo(f"{where}, {epoch_line(event)}, {left}")
+            elif event.done % -(-event.total // 5) == 0 or event.done == event.total:
+                done = f"{event.done} of {event.total} images evaluated"
+                typer.echo(f"{where}: {done}, {left}")
     except StopIteration as end:
         result = end.value
     out.print(_table({f"{folds} folds": result.summary()}))

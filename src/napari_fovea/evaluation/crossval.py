@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from napari_fovea.device import pick
 from napari_fovea.errors import TrainingError
 from napari_fovea.evaluation.images import (
     Evaluation,
@@ -17,9 +19,21 @@ from napari_fovea.evaluation.images import (
     mean_and_std,
 )
 from napari_fovea.files import read_image, read_labels, replacing
+from napari_fovea.inference.segmenting import reader_for
 from napari_fovea.training.labelling import Labelling
-from napari_fovea.training.run import find_recipe, fresh_model, train_on
-from napari_fovea.training.samples import check_samples, make_sample, pair_files
+from napari_fovea.training.processes import check_precision
+from napari_fovea.training.run import (
+    check_seed,
+    find_recipe,
+    fresh_model,
+    train_on,
+)
+from napari_fovea.training.samples import (
+    check_samples,
+    fingerprint,
+    make_sample,
+    pair_files,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -27,6 +41,9 @@ if TYPE_CHECKING:
 
     from napari_fovea.training.fit import EpochEnd
     from napari_fovea.training.recipes import Recipe
+
+
+_READING = ("policy", "fusion", "budget", "tiling", "batch_size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +56,15 @@ class FoldEvent:
         Which, counted from 1, and how many.
     event : EpochEnd or ImageScored
         What.
+    seconds_left : float
+        Estimate of what the remaining folds take, this one included, from what
+        the present one and those before it took.
     """
 
     fold: int
     folds: int
     event: EpochEnd | ImageScored
+    seconds_left: float
 
 
 @dataclass(frozen=True)
@@ -61,6 +82,8 @@ class CrossValidation:
     def summary(self) -> dict[str, Any]:
         """Mean and standard deviation over folds of each fold's mean."""
         means = [fold.summary() for fold in self.folds]
+        if not means:
+            return {"folds": 0}
         names = [n for n in means[0] if n != "images"]
         return {"folds": len(means)} | {
             n: mean_and_std([m[n]["mean"] for m in means]) for n in names
@@ -149,6 +172,7 @@ def cross_validate(
         training starts.
     """
     pairs = pair_files(images, labels)
+    check_seed(seed)
     parts = split(len(pairs), folds, seed=seed)
     plan = find_recipe(recipe, changes or {})
     if plan.choice == "ensemble":
@@ -157,6 +181,7 @@ def cross_validate(
             "a cross-validation has not; expected one that keeps the last: choose "
             "another recipe."
         )
+    check_precision(precision)
     labelling = labelling or Labelling()
     fresh = fresh_model(
         plan, config=config, labelling=labelling, channels=channels, seed=seed
@@ -176,9 +201,22 @@ def cross_validate(
     for part in parts:
         shown = part if few else set(range(len(pairs))) - set(part)
         check_samples([samples[i] for i in sorted(shown)], fresh)
+    how = {k: v for k, v in settings.items() if k in _READING}
+    height, width = samples[0].classes.shape
+    reader_for(fresh, pick(device), (height, width), **how)
     told: list[Evaluation] = []
-    run = {"recipe": repr(plan), "config": repr(fresh.config), "few": few, "seed": seed}
-    run |= {"files": [image.name for image, _ in pairs], "settings": repr(settings)}
+    run = {
+        "recipe": repr(plan),
+        "config": repr(fresh.config),
+        "labelling": repr(labelling),
+        "folds": folds,
+        "few": few,
+        "seed": seed,
+        "precision": precision,
+        "settings": repr(settings),
+        "data": fingerprint(samples),
+    }
+    clock = _Clock(folds)
     for number, part in enumerate(parts, start=1):
         kept = output / f"fold{number}.json" if output is not None else None
         if kept is not None and kept.exists():
@@ -186,9 +224,9 @@ def cross_validate(
             continue
         rest = [i for i in range(len(pairs)) if i not in part]
         train, test = (list(part), rest) if few else (rest, list(part))
+        clock.begin(number)
         model = yield from _in_fold(
-            number,
-            folds,
+            clock,
             train_on(
                 fresh,
                 [samples[i] for i in train],
@@ -203,8 +241,7 @@ def cross_validate(
         if cancelled():
             break
         evaluation = yield from _in_fold(
-            number,
-            folds,
+            clock,
             evaluate(
                 replace(model, name=f"{plan.network}-fold{number}"),
                 [pairs[i] for i in test],
@@ -217,6 +254,7 @@ def cross_validate(
         if cancelled():
             break
         told.append(evaluation)
+        clock.end()
         if kept is not None:
             model.save(kept.with_suffix(".safetensors"), half=True)
             with replacing(kept) as temporary:
@@ -224,12 +262,39 @@ def cross_validate(
     return CrossValidation(tuple(told))
 
 
+class _Clock:
+    """Tells how long the remaining folds take."""
+
+    def __init__(self, folds: int) -> None:
+        self.folds = folds
+        self.fold = 0
+        self.took: list[float] = []
+        self.started = 0.0
+
+    def begin(self, fold: int) -> None:
+        self.fold, self.started = fold, time.perf_counter()
+
+    def end(self) -> None:
+        self.took.append(time.perf_counter() - self.started)
+
+    def left(self, event: EpochEnd | ImageScored) -> float:
+        spent = time.perf_counter() - self.started
+        past = sum(self.took) / len(self.took) if self.took else 0.0
+        if isinstance(event, ImageScored):
+            this = event.seconds * (event.total - event.done)
+        else:
+            # An epoch knows nothing of the evaluation that follows.
+            this = max(event.seconds_left, past - spent)
+        return this + (self.folds - self.fold) * (past or spent + this)
+
+
 def _in_fold(
-    fold: int, folds: int, run: Generator[Any, None, Any]
+    clock: _Clock, run: Generator[Any, None, Any]
 ) -> Generator[FoldEvent, None, Any]:
     try:
         while True:
-            yield FoldEvent(fold, folds, next(run))
+            event = next(run)
+            yield FoldEvent(clock.fold, clock.folds, event, clock.left(event))
     except StopIteration as end:
         return end.value
 

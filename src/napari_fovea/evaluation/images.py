@@ -10,6 +10,7 @@ import numpy as np
 
 from napari_fovea.errors import TrainingError
 from napari_fovea.files import read_image, read_labels
+from napari_fovea.images import axes_beside
 from napari_fovea.inference import complete, segment
 from napari_fovea.metrics import Confusion, instance_scores, roc_auc
 from napari_fovea.training.labelling import Labelling
@@ -166,7 +167,8 @@ def evaluate(
     for image_file, label_file in pairs:
         image, labels = read_image(image_file), read_labels(label_file)
         classes, void = _truth(image_file.name, image, labels, model, labelling)
-        found = complete(segment(image, model, **settings))
+        axes = axes_beside(image.shape, labels.shape)
+        found = complete(segment(image, model, axes=axes, blank=True, **settings))
         made = found.provenance
         scores = class_scores(found, classes, void)
         if labelling.from_instances:
@@ -196,7 +198,9 @@ def class_scores(
     """Measures of classes, of one image.
 
     With two classes they are those of the foreground; with more, the mean over
-    the classes but background, each against all others, and the Dice of each.
+    the classes but background, each against all others, and the Dice of each. What
+    cannot be told of a class, such as its ROC-AUC where it does not occur, is left
+    out of the mean.
 
     Parameters
     ----------
@@ -214,7 +218,7 @@ def class_scores(
         row = {name: float(getattr(confusion, name)) for name in SEMANTIC}
         row["roc_auc"] = roc_auc(found.probabilities[k], truth == k, ignore=void)
         rows.append(row)
-    mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    mean = {name: _mean_of_known([row[name] for row in rows]) for name in rows[0]}
     if classes > 2:
         mean |= {f"dice_{k + 1}": row["dice"] for k, row in enumerate(rows)}
     return mean
@@ -244,9 +248,14 @@ def _truth(
     return (classes > 0).astype(int) if labelling.from_instances else classes, void
 
 
-def mean_and_std(values: Sequence[float]) -> dict[str, float | None]:
+def _mean_of_known(values: Sequence[float]) -> float:
+    known = [v for v in values if math.isfinite(v)]
+    return float(np.mean(known)) if known else math.nan
+
+
+def mean_and_std(values: Sequence[float | None]) -> dict[str, float | None]:
     """Mean and standard deviation of what can be told."""
-    known = np.array([v for v in values if math.isfinite(v)])
+    known = np.array([v for v in values if v is not None and math.isfinite(v)])
     if not len(known):
         return {"mean": None, "std": None}
     return {

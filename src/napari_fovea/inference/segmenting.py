@@ -65,6 +65,7 @@ def segment(
     tiling: Tiling | None = None,
     batch_size: int | None = None,
     preview_every: float | None = None,
+    blank: bool = False,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Generator[Event, None, Segmentation]:
     """Segment an image, reporting as it goes.
@@ -101,6 +102,9 @@ def segment(
         Most subareas (32 by default) or tiles (1) looked at together.
     preview_every : float, optional
         Seconds between previews; by default there are none.
+    blank : bool
+        Whether an image without any contrast is all background rather than an
+        error.
     cancelled : callable
         Asked after every batch; where it says yes, the rest is left out and the
         result holds what there is.
@@ -126,7 +130,7 @@ def segment(
     planes = read_planes(image, axes=axes, rgb=rgb)
     if not isinstance(model, Model):
         model = Model.load(model)
-    planes = planes.for_network(model.channels)
+    planes = planes.for_network(model.channels, blank=blank)
     where = devices.pick(device)
     factor = _resizing(model, planes.shape, diameter=diameter, pixel_size=pixel_size)
     shape = (

@@ -13,7 +13,7 @@ from napari_fovea.losses import LOSSES, cross_entropy
 from napari_fovea.networks import PatchCenterConfig
 from napari_fovea.training.augment import vary_light
 from napari_fovea.training.samples import VOID
-from napari_fovea.training.task import CropTask, foreground_dice
+from napari_fovea.training.task import CropTask, class_dice
 from napari_fovea.training.views import View, together
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class DenseTask(CropTask[View]):
         return LOSSES[self.recipe.loss](network(image), classes, mask=classes != VOID)
 
     def score(self, model: Model) -> float | None:
-        """Mean foreground Dice over the validation images."""
+        """Mean Dice of the classes but background, over the validation images."""
         if not self.validation:
             return None
         device = next(model.network.parameters()).device
@@ -48,8 +48,7 @@ class DenseTask(CropTask[View]):
         scores = []
         for sample in self.validation:
             outputs = complete(reader.read(sample.image.to(device))).outputs
-            labels = model.class_probabilities(outputs).argmax(0)
-            scores.append(foreground_dice(labels, sample))
+            scores.append(class_dice(outputs, sample, model))
         return float(np.mean(scores))
 
 

@@ -27,6 +27,7 @@ from napari_fovea.training.resuming import (
     keep,
     resume,
 )
+from napari_fovea.training.statistics import PartStatistics, share
 from napari_fovea.training.task import Parts
 
 if TYPE_CHECKING:
@@ -198,6 +199,7 @@ def fit(
     if checkpoint is not None and checkpoint.exists():
         state = resume(checkpoint, run, pieces)
     wrapped, stepping = fabric.setup(network, optimiser)
+    statistics = PartStatistics(network, len(parts.mine))
 
     def trained() -> Trained:
         return _result(model, recipe, state)
@@ -228,14 +230,18 @@ def fit(
                     for group in optimiser.param_groups:
                         group["lr"] = rate
                 value = 0.0
+                statistics.begin_step()
                 for part, batch in zip(parts.mine, batches, strict=True):
                     # Dropout and samplers go by the part, as what it shows does.
                     torch.manual_seed(_seed(seed, epoch, i, part))
                     last = part == parts.mine[-1]
+                    statistics.begin_part()
                     with fabric.no_backward_sync(wrapped, enabled=not last):
                         loss = task.loss(wrapped, batch, where) / len(batches)
                         fabric.backward(loss)
                     value += float(loss.detach())
+                    statistics.end_part()
+                statistics.end_step()
                 value = mean(fabric, value)
                 check("loss", value)
                 if recipe.clip is not None:
@@ -251,6 +257,7 @@ def fit(
                 total += value
                 if cancelled():
                     return trained()
+            share(fabric, network, average)
             # What is kept from here on must be good.
             check("weights", _zero(average))
             due = (epoch + 1) % recipe.validate_every == 0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lightning_fabric import Fabric
+    from lightning_fabric.strategies.ddp import DDPStrategy
 
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 """Precisions to train in; the 16-bit ones are mixed with float32."""
@@ -91,7 +93,7 @@ def launch(
                 accelerator=accelerator,
                 devices=devices,
                 num_nodes=nodes,
-                strategy="ddp" if count * nodes > 1 else "auto",
+                strategy=_together() if count * nodes > 1 else "auto",
                 precision=PRECISIONS[precision],  # type: ignore[arg-type]
             )
         except (ValueError, RuntimeError, MisconfigurationException) as error:
@@ -101,6 +103,17 @@ def launch(
             ) from error
         fabric.launch()
     return fabric
+
+
+def _together() -> DDPStrategy:
+    """Share gradients among processes, and of statistics what `statistics` says."""
+    from lightning_fabric.strategies.ddp import DDPStrategy
+    from torch.nn.parallel import DistributedDataParallel
+
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    names = ("forward_sync_buffers", "broadcast_buffers")  # of torch now, and before
+    settings: dict[str, Any] = {next(n for n in names if n in known): False}
+    return DDPStrategy(**settings)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from napari_fovea.networks import RetinaConfig
 from napari_fovea.retina import IGNORE, Seek, cell_pmfs
 from napari_fovea.training.augment import sample_view, vary_light
 from napari_fovea.training.samples import VOID, Sample, boundary_places
-from napari_fovea.training.task import Task, foreground_dice
+from napari_fovea.training.task import Task, class_dice
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -117,7 +117,7 @@ class RetinaTask(Task[Crops]):
             )
 
     def score(self, model: Model) -> float | None:
-        """Mean Dice of everything but background, by scanning each validation image."""
+        """Mean Dice of the classes but background, by scanning validation images."""
         if not self.validation:
             return None
         device = next(model.network.parameters()).device
@@ -126,8 +126,7 @@ class RetinaTask(Task[Crops]):
             height, width = sample.image.shape[1:]
             reader = RetinaReader(model, device, (height, width))
             outputs = complete(reader.read(sample.image.to(device))).outputs
-            labels = model.class_probabilities(outputs).argmax(0)
-            scores.append(foreground_dice(labels, sample))
+            scores.append(class_dice(outputs, sample, model))
         return float(np.mean(scores))
 
     def state(self) -> dict[str, torch.Tensor]:

@@ -131,10 +131,7 @@ def train(
     """
     plan = find_recipe(recipe, changes or {})
     labelling = labelling or Labelling()
-    if not 0 <= seed < 1 << 32:
-        raise TrainingError(
-            f"The seed is {seed}; expected a whole number from 0 to {(1 << 32) - 1}."
-        )
+    check_seed(seed)
     check_precision(precision)
     if (val_images is None) != (val_labels is None):
         raise TrainingError(
@@ -225,6 +222,14 @@ def train_on(
         error.trained = replace(error.trained, model=stamped(error.trained))
         raise
     return stamped(trained)
+
+
+def check_seed(seed: int) -> None:
+    """Raise TrainingError unless all generators of random numbers take it."""
+    if not 0 <= seed < 1 << 32:
+        raise TrainingError(
+            f"The seed is {seed}; expected a whole number from 0 to {(1 << 32) - 1}."
+        )
 
 
 def find_recipe(recipe: str | Recipe, changes: dict[str, Any]) -> Recipe:

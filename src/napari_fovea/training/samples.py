@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,9 +11,9 @@ import torch
 from scipy import ndimage
 from skimage.segmentation import find_boundaries, relabel_sequential
 
-from napari_fovea.errors import TrainingError
+from napari_fovea.errors import ImageError, TrainingError
 from napari_fovea.files import IMAGE_SUFFIXES, read_image, read_labels
-from napari_fovea.images import Normalisation, read_planes, to_tensor
+from napari_fovea.images import Normalisation, axes_beside, read_planes, to_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +56,10 @@ class Sample:
 
 
 def interior_and_border(
-    instances: NDArray[np.integer], *, reach: int = BORDER_REACH
+    instances: NDArray[np.integer],
+    *,
+    void: NDArray[np.bool_] | None = None,
+    reach: int = BORDER_REACH,
 ) -> NDArray[np.uint8]:
     """Mark the rim of every object, which keeps touching objects apart.
 
@@ -63,6 +67,9 @@ def interior_and_border(
     ----------
     instances : ndarray of int, shape (H, W)
         0 is background, every other value one object.
+    void : ndarray of bool, shape (H, W), optional
+        Pixels of which nothing is known. An object's pixel near them is border if
+        something else that is known lies near, and else void as they are.
     reach : int
         A pixel of an object is border if background or another object lies this
         near, in pixels along rows and columns. The image's edge is no border.
@@ -70,12 +77,17 @@ def interior_and_border(
     Returns
     -------
     ndarray of uint8, shape (H, W)
-        0 background, 1 interior, 2 border.
+        0 background, 1 interior, 2 border, 255 void.
     """
     size = 2 * reach + 1
-    highest = ndimage.maximum_filter(instances, size)
-    rim = highest != ndimage.minimum_filter(instances, size)
-    return np.where(instances > 0, 1 + rim, 0).astype(np.uint8)
+    known = instances.astype(np.int64)
+    void = np.zeros(known.shape, bool) if void is None else void
+    highest = ndimage.maximum_filter(np.where(void, -1, known), size)
+    lowest = ndimage.minimum_filter(np.where(void, _EXACT, known), size)
+    rim = highest != lowest
+    classes = np.where(known > 0, 1 + rim, 0)
+    unsure = (known > 0) & ~rim & ndimage.maximum_filter(void, size)
+    return np.where(void | unsure, VOID, classes).astype(np.uint8)
 
 
 def make_sample(
@@ -93,8 +105,8 @@ def make_sample(
 
     Parameters
     ----------
-    image : array_like, shape (H, W) or (H, W, C)
-        Any numeric type.
+    image : array_like, shape (H, W), (H, W, C) or (C, H, W)
+        Any numeric type. It may be blank.
     labels : array_like of int, shape (H, W)
         Objects (0 = background) or classes.
     name : str
@@ -114,9 +126,9 @@ def make_sample(
     Raises
     ------
     TrainingError
-        If the shapes differ, or labels are no integers or out of range.
+        If the image cannot be used, the shapes differ, or labels are no integers
+        or out of range.
     """
-    planes = read_planes(image).for_network(channels)
     truth = np.asarray(labels)
     if truth.ndim == 3 and truth.shape[-1] in (3, 4):
         raise TrainingError(
@@ -124,6 +136,11 @@ def make_sample(
             "whole number per pixel: save them as gray PNG or TIFF, one number per "
             "object or class."
         )
+    axes = axes_beside(np.shape(image), truth.shape)
+    try:
+        planes = read_planes(image, axes=axes).for_network(channels, blank=True)
+    except ImageError as error:
+        raise TrainingError(f"{name}: {error}") from error
     if len(planes) != 1 or truth.shape != planes.shape:
         raise TrainingError(
             f"{name}: labels have shape {truth.shape}, the image "
@@ -156,7 +173,7 @@ def make_sample(
         if instances.max(initial=0) >= _EXACT:
             instances = relabel_sequential(instances)[0]
         classes = (
-            interior_and_border(instances)
+            interior_and_border(instances, void=void)
             if outputs == 3
             else (instances > 0).astype(np.uint8)
         )
@@ -183,13 +200,17 @@ def pair_files(images: Path, labels: Path) -> list[tuple[Path, Path]]:
     TrainingError
         If a folder is missing or empty, or its files do not pair up.
     """
-    for folder in (images, labels):
+    stems: dict[Path, dict[str, Path]] = {images: {}, labels: {}}
+    for folder, known in stems.items():
         if not folder.is_dir():
             raise TrainingError(f"{folder} is no folder: give one that holds files.")
-    stems = {
-        folder: {p.stem: p for p in sorted(folder.iterdir()) if _readable(p)}
-        for folder in (images, labels)
-    }
+        for path in filter(_readable, sorted(folder.iterdir())):
+            if path.stem in known:
+                raise TrainingError(
+                    f"{known[path.stem].name} and {path.name} in {folder} have the "
+                    "same stem; expected one file of each: take one away."
+                )
+            known[path.stem] = path
     for here, there, what in ((images, labels, "labels"), (labels, images, "image")):
         alone = [p.name for s, p in stems[here].items() if s not in stems[there]]
         if alone and stems[images]:
@@ -254,6 +275,18 @@ def check_samples(samples: Sequence[Sample], model: Model) -> None:
             f"least two of {', '.join(model.classes)}: check the labels, or what they "
             "mean."
         )
+
+
+def fingerprint(samples: Sequence[Sample], validation: Sequence[Sample] = ()) -> str:
+    """Tell one set of images and labels from another."""
+    digest = sha256(f"{len(samples)} to learn from".encode())
+    for sample in (*samples, *validation):
+        digest.update(f"{sample.name} {tuple(sample.image.shape)}".encode())
+        for part in (sample.image.numpy(), sample.classes.numpy()):
+            digest.update(part.tobytes())
+        if sample.instances is not None:
+            digest.update(sample.instances.tobytes())
+    return digest.hexdigest()
 
 
 def median_diameter(samples: Sequence[Sample]) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 
 from napari_fovea.errors import TrainingError
+from napari_fovea.metrics import dice
+from napari_fovea.training.samples import VOID, fingerprint
 from napari_fovea.training.views import Views
 
 if TYPE_CHECKING:
@@ -144,14 +145,7 @@ class Task(ABC, Generic[Batch]):
 
     def fingerprint(self) -> str:
         """Tell one set of training images and labels from another."""
-        digest = hashlib.sha256(f"{len(self.samples)} to learn from".encode())
-        for sample in (*self.samples, *self.validation):
-            digest.update(f"{sample.name} {tuple(sample.image.shape)}".encode())
-            for part in (sample.image.numpy(), sample.classes.numpy()):
-                digest.update(part.tobytes())
-            if sample.instances is not None:
-                digest.update(sample.instances.tobytes())
-        return digest.hexdigest()
+        return fingerprint(self.samples, self.validation)
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run must remember, as tensors by name."""
@@ -191,10 +185,22 @@ class CropTask(Task[Batch]):
         return self.recipe.side
 
 
-def foreground_dice(labels: torch.Tensor, sample: Sample) -> float:
-    """Dice of everything but background, where the labels count."""
-    from napari_fovea.metrics import dice
-    from napari_fovea.training.samples import VOID
+def class_dice(outputs: torch.Tensor, sample: Sample, model: Model) -> float:
+    """Mean Dice of the classes but background, where the labels count.
 
-    classes = sample.classes.numpy()
-    return dice(labels.cpu().numpy() > 0, classes > 0, ignore=classes == VOID)
+    Parameters
+    ----------
+    outputs : Tensor, shape (outputs, H, W)
+        What the network said of the image, as probabilities.
+    sample : Sample
+        The truth.
+    model : Model
+        Knows which class each output belongs to.
+    """
+    found = model.class_probabilities(outputs).argmax(0).cpu().numpy()
+    void = sample.classes.numpy() == VOID
+    belongs = np.zeros(VOID + 1, dtype=int)
+    belongs[: len(model.outputs)] = model.outputs
+    truth = belongs[sample.classes.numpy()]
+    classes = range(1, len(model.classes))
+    return float(np.mean([dice(found == k, truth == k, ignore=void) for k in classes]))
