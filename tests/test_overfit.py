@@ -131,6 +131,21 @@ def test_dense_networks_learn_by_heart(
 
 
 @pytest.mark.slow
+def test_the_patch_classifier_learns_by_heart(four: list[Pair]) -> None:
+    model = learn(
+        "patch-center",
+        {"d": 32, "width": 8, "units": 64, "norm": True, "step": 2},
+        four,
+        views=8000,
+        batch_size=64,
+        boundary=0.6,
+    )
+    results = found_in(model, four)
+    scores = [dice(r.labels, t) for r, (_, t) in zip(results, four, strict=True)]
+    assert np.mean(scores) >= 0.97, scores
+
+
+@pytest.mark.slow
 def test_the_retina_network_learns_by_heart(four: list[Pair]) -> None:
     model = learn(
         "retina-vgg",

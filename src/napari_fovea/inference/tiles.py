@@ -1,4 +1,4 @@
-"""Planes larger than one look, seen in overlapping tiles that leave no seams."""
+"""Planes larger than one look, seen in overlapping tiles that fade into each other."""
 
 from __future__ import annotations
 
