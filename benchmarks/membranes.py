@@ -49,12 +49,13 @@ WAYS: dict[str, tuple[Recipe, dict[str, Any], dict[str, dict[str, Any]]]] = {
     ),
     "UNet-patch": (
         replace(RECIPES["unet-patch-paper"], views=6_144, side=64, **_QUICK),
-        {"width": 16, "depth": 4},
+        {"width": 16, "depth": 4, "norm": True},
         {"": {}},
     ),
     "UNet-image": (
-        replace(RECIPES["unet-image-paper"], views=110, **_QUICK),
-        {"width": 16},
+        # One image a step: with the paper's 16, few steps would fit into the time.
+        replace(RECIPES["unet-image-paper"], views=110, batch_size=1, **_QUICK),
+        {"width": 16, "norm": True},
         {"": {}},
     ),
 }

@@ -136,7 +136,7 @@ def test_the_patch_classifier_learns_by_heart(four: list[Pair]) -> None:
         "patch-center",
         {"d": 32, "width": 8, "units": 64, "norm": True, "step": 2},
         four,
-        views=8000,
+        views=12000,
         batch_size=64,
         boundary=0.6,
     )
@@ -157,8 +157,7 @@ def test_the_retina_network_learns_by_heart(four: list[Pair]) -> None:
     )
     results = found_in(model, four, budget=1500)
     scores = [dice(r.labels, t) for r, (_, t) in zip(results, four, strict=True)]
-    # Cells of several pixels round the edges off, however well it has learned.
-    assert np.mean(scores) >= 0.96, scores
+    assert np.mean(scores) >= 0.97, scores
 
 
 @pytest.mark.slow
