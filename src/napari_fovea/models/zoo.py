@@ -74,10 +74,10 @@ class Entry:
 
 
 def entries() -> tuple[Entry, ...]:
-    """Models that ship, the default first."""
+    """Models that ship, the default first, the others by system."""
     folder = Path(str(resources.files("napari_fovea.models") / "weights"))
     found = [Entry(p, read_header(p)) for p in sorted(folder.glob("*.safetensors"))]
-    return tuple(sorted(found, key=lambda e: (e.name != DEFAULT, e.name)))
+    return tuple(sorted(found, key=lambda e: (e.name != DEFAULT, e.system, e.name)))
 
 
 def load(source: str | os.PathLike[str]) -> Model:

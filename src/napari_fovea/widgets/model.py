@@ -32,6 +32,9 @@ _SYSTEMS = {
 }
 
 
+_NAME = 30  # letters of a model's name and system that are always to be read
+
+
 class ModelPicker(QComboBox):
     """A list of the session's models; every one shows and sets the same choice.
 
@@ -45,6 +48,7 @@ class ModelPicker(QComboBox):
     def __init__(self, shared: Session) -> None:
         super().__init__()
         self.setToolTip("Models that ship with napari-fovea or were loaded from files")
+        self.setMinimumContentsLength(_NAME)
         self.session = shared
         self.currentIndexChanged.connect(self._choose)
         shared.listed.connect(self._list)
