@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import tiny_model
+from following import followed
 from napari_fovea import complete, metrics, segment
 from napari_fovea.errors import FoveaError, TrainingError
 from napari_fovea.evaluation import cross_validate, evaluate, mean_and_std, split
@@ -47,13 +48,7 @@ def test_scores_are_those_of_the_metrics(folders: tuple[Path, Path]) -> None:
     model = tiny_model()
     pairs = pair_files(*folders)
     run = evaluate(model, pairs, budget=40, groups={"n1": "odd", "n3": "odd"})
-    told = []
-    while True:
-        try:
-            told.append(next(run))
-        except StopIteration as end:
-            result = end.value
-            break
+    told, result = followed(run)
     assert [t.done for t in told] == [1, 2, 3, 4]
     assert tuple(told) == result.images
     image, truth = (imageio.imread(p) for p in pairs[1])
@@ -172,7 +167,6 @@ def test_every_fold_is_trained_and_evaluated_apart(
     folders: tuple[Path, Path], tmp_path: Path, few: bool
 ) -> None:
     def run() -> tuple[list[Any], Any]:
-        events = []
         going = cross_validate(
             *folders,
             recipe="unet-small",
@@ -183,11 +177,7 @@ def test_every_fold_is_trained_and_evaluated_apart(
             device="cpu",
             output=tmp_path / "folds",
         )
-        while True:
-            try:
-                events.append(next(going))
-            except StopIteration as end:
-                return events, end.value
+        return followed(going)
 
     events, result = run()
     assert {e.fold for e in events} == {1, 2}

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from conftest import tiny_model
+from following import followed
 from napari_fovea import complete
 from napari_fovea.errors import TrainingError
 from napari_fovea.models import Model
@@ -41,16 +42,6 @@ def samples(n: int = 2, outputs: int = 3) -> list[Sample]:
     ]
 
 
-def follow(training) -> tuple[list[Any], Any]:
-    """All events, and what comes out."""
-    events = []
-    while True:
-        try:
-            events.append(next(training))
-        except StopIteration as end:
-            return events, end.value
-
-
 def run(recipe: Recipe = QUICK, *, stop_after: int | None = None, **options):
     torch.manual_seed(0)
     model = tiny_model()
@@ -60,7 +51,7 @@ def run(recipe: Recipe = QUICK, *, stop_after: int | None = None, **options):
         events = [next(training) for _ in range(stop_after)]
         training.close()  # as if it were killed
         return events, None
-    events, trained = follow(training)
+    events, trained = followed(training)
     assert trained.score == events[-1].best
     return events, trained.model
 
@@ -103,7 +94,7 @@ def scripted(
     model = small()
     task = Scripted(model, recipe, scores)
     recipe = replace(recipe, epochs=len(scores) or recipe.epochs)
-    events, trained = follow(fit(model, task, recipe, device="cpu", **options))
+    events, trained = followed(fit(model, task, recipe, device="cpu", **options))
     return events, trained, task
 
 
@@ -183,7 +174,7 @@ def test_a_resumed_run_remembers_optimiser_rate_and_choice(
     rates = [next(first).learning_rate for _ in range(3)]
     again = Scripted(model, recipe, scores)
     again.seen = task.seen  # the script goes on too
-    late, resumed = follow(fit(model, again, recipe, device="cpu", checkpoint=kept))
+    late, resumed = followed(fit(model, again, recipe, device="cpu", checkpoint=kept))
     assert rates + [e.learning_rate for e in late] == [e.learning_rate for e in events]
     assert len(set(rates + [e.learning_rate for e in late])) > 1
     assert [e.loss for e in late] == [e.loss for e in events[3:]]
@@ -275,7 +266,7 @@ def test_cancelling_ends_with_the_best_model_so_far() -> None:
     training = fit(
         model, task, recipe, device="cpu", cancelled=lambda: next(steps) == 7
     )
-    events, trained = follow(training)
+    events, trained = followed(training)
     assert len(events) == 2
     assert next(steps) == 8
     assert matches(trained.model.network, task.seen[0])
@@ -311,7 +302,9 @@ def test_without_validation_the_plateau_is_that_of_the_loss(
     told = list(losses)
     recipe = replace(PLAIN, schedule="plateau", patience=1, plateau_factor=0.5)
     model = small()
-    events, trained = follow(fit(model, Told(model, recipe, []), recipe, device="cpu"))
+    events, trained = followed(
+        fit(model, Told(model, recipe, []), recipe, device="cpu")
+    )
     assert [e.loss for e in events] == losses
     assert [e.learning_rate for e in events] == pytest.approx(rates)
     assert trained.score is None
@@ -365,7 +358,7 @@ def test_what_was_never_scored_is_no_member_of_an_ensemble() -> None:
     recipe = replace(PLAIN, choice="ensemble", validate_every=2, epochs=4)
     model = small()
     task = Scripted(model, recipe, [0.7, 0.5])
-    _, trained = follow(fit(model, task, recipe, device="cpu"))
+    _, trained = followed(fit(model, task, recipe, device="cpu"))
     assert len(trained.model.network.members) == 2
 
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import tiny_model
+from following import followed
 from napari_fovea.errors import FoveaError
 from napari_fovea.inference import retina as engine
 from napari_fovea.inference.retina import inference_network
@@ -21,7 +22,6 @@ from napari_fovea.retina import (
     Frame,
     Fusion,
     RetinaGrid,
-    Scan,
     Seek,
     VoteMap,
     cell_pmfs,
@@ -35,15 +35,6 @@ from napari_fovea.retina.policy import Raster, _separate_maxima, _tour
 def scanning(model: Any, image: torch.Tensor, **options: Any) -> Any:
     network = inference_network(model, image.device)
     return engine.scanning(network, image, config=model.config, **options)
-
-
-def finish(run: Any) -> tuple[list[Any], Scan]:
-    events = []
-    try:
-        while True:
-            events.append(next(run))
-    except StopIteration as end:
-        return events, end.value
 
 
 def oracle(truth: np.ndarray, grid: RetinaGrid, margin: int) -> Any:
@@ -165,7 +156,7 @@ def test_raster_equals_the_literal_loop(power: float) -> None:
     look = inference_network(model, image.device)
     expected, path = literal_raster(look, image, model.network.grid, power)
     run = scanning(model, image, policy=Raster(), fusion=Fusion(power), batch_size=7)
-    _, found = finish(run)
+    _, found = followed(run)
     assert [tuple(c) for c in found.path.corners] == path
     assert len(path) > 30, "the entropies should make it walk"
     np.testing.assert_allclose(found.probabilities, expected, atol=1e-5)
@@ -184,7 +175,7 @@ def test_raster_equals_the_literal_loop_on_a_real_image(nuclei: Any) -> None:
     expected, walked = literal_raster(
         inference_network(model, image.device), image, model.network.grid, 0.0
     )
-    _, found = finish(scanning(model, image, policy=Raster(), fusion=FUSIONS["mean"]))
+    _, found = followed(scanning(model, image, policy=Raster(), fusion=FUSIONS["mean"]))
     assert [tuple(c) for c in found.path.corners] == walked
     np.testing.assert_allclose(found.probabilities, expected, atol=1e-5)
 
@@ -238,7 +229,7 @@ def test_seeking_with_perfect_pmfs_finds_the_objects(
         policy=Seek(),
         fusion=FUSIONS["precision"],
     )
-    _, found = finish(run)
+    _, found = followed(run)
     mask = found.probabilities[1].numpy() > 0.5
     assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > least
     centres = found.path.centres.round().astype(int)
@@ -260,7 +251,7 @@ def test_the_map_gets_sharper_with_the_budget() -> None:
             fusion=FUSIONS["precision"],
             budget=budget,
         )
-        _, found = finish(run)
+        _, found = followed(run)
         assert len(found.path) <= budget
         mask = found.probabilities[1].numpy() > 0.5
         errors.append((mask != truth).mean())
@@ -277,7 +268,7 @@ def test_the_map_gets_sharper_with_the_budget() -> None:
 )
 def test_any_size_is_covered(policy: Any, shape: tuple[int, int]) -> None:
     model = tiny_model()
-    events, found = finish(
+    events, found = followed(
         scanning(model, torch.rand(3, *shape), policy=policy, budget=400)
     )
     assert found.probabilities.shape == (3, *shape)
@@ -300,7 +291,7 @@ def test_a_cancelled_scan_still_has_a_map() -> None:
     run = scanning(
         model, torch.rand(3, 90, 90), policy=Seek(), batch_size=4, cancelled=cancelled
     )
-    events, found = finish(run)
+    events, found = followed(run)
     assert len(events) == 3
     assert len(found.path) == 4 + 4 + 1, "nine tiles, in batches of four"
     assert torch.allclose(found.probabilities.sum(0), torch.ones(90, 90))
@@ -310,7 +301,7 @@ def test_batches_do_not_change_the_map() -> None:
     model = tiny_model()
     image = torch.rand(3, 80, 64)
     maps = [
-        finish(scanning(model, image, policy=Raster(), batch_size=n))[1].probabilities
+        followed(scanning(model, image, policy=Raster(), batch_size=n))[1].probabilities
         for n in (1, 5, 64)
     ]
     assert torch.allclose(maps[0], maps[1], atol=1e-4)
@@ -321,7 +312,7 @@ def test_progress_is_told() -> None:
     model = tiny_model()
     for policy in (Raster(), Seek()):
         run = scanning(model, torch.rand(3, 90, 90), policy=policy, budget=100)
-        events, found = finish(run)
+        events, found = followed(run)
         assert all(
             0 < e.done <= e.expected <= 100 or policy == Raster() for e in events
         )
@@ -378,6 +369,6 @@ def test_the_accelerator_gives_the_same_map() -> None:
     if device.type == "cpu":
         pytest.skip("no accelerator on this machine")
     model, image = tiny_model(), torch.rand(3, 90, 120)
-    _, here = finish(scanning(model, image, policy=Seek(), budget=60))
-    _, there = finish(scanning(model, image.to(device), policy=Seek(), budget=60))
+    _, here = followed(scanning(model, image, policy=Seek(), budget=60))
+    _, there = followed(scanning(model, image.to(device), policy=Seek(), budget=60))
     assert torch.allclose(here.probabilities, there.probabilities.cpu(), atol=1e-3)

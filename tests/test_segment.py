@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from conftest import tiny_model
+from following import followed
 from napari_fovea import complete, segment
 from napari_fovea.errors import FoveaError, ImageError, ModelError
 from napari_fovea.files import read_image
@@ -175,13 +176,8 @@ def test_a_model_that_knows_its_pixel_size_uses_it(
 
 
 def test_events_tell_what_happens(tiny: Model, picture: np.ndarray) -> None:
-    events = []
     run = segment(picture, tiny, preview_every=0.0, budget=60, batch_size=8)
-    try:
-        while True:
-            events.append(next(run))
-    except StopIteration as end:
-        result = end.value
+    events, result = followed(run)
     assert isinstance(events[0], Started)
     assert (events[0].shape, events[0].scanned) == (picture.shape, picture.shape)
     fixated = [e for e in events if isinstance(e, Fixated)]

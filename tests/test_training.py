@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from conftest import tiny_model
+from following import followed
 from napari_fovea import complete
 from napari_fovea.losses import LOSSES
 from napari_fovea.models import Model
@@ -179,15 +180,10 @@ def tiny(name: str, **changes: Any) -> tuple[Model, Recipe]:
 def learn(name: str, *, seed: int = 0, validation: int = 0, **changes: Any):
     model, recipe = tiny(name, **changes)
     task = task_for(model, samples(), samples(validation), recipe=recipe, seed=seed)
-    losses, scores = [], []
     training = fit(model, task, recipe, device="cpu", seed=seed)
-    while True:
-        try:
-            event = next(training)
-        except StopIteration as end:
-            return losses, scores, end.value.model.network.state_dict()
-        losses.append(event.loss)
-        scores.append(event.score)
+    events, trained = followed(training)
+    weights = trained.model.network.state_dict()
+    return [e.loss for e in events], [e.score for e in events], weights
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
@@ -161,21 +162,14 @@ class CropTask(Task[Batch]):
     inside = True
     """Whether crops that are not resampled stay inside the image."""
 
-    def __init__(
-        self,
-        model: Model,
-        samples: Sequence[Sample],
-        validation: Sequence[Sample],
-        *,
-        recipe: Recipe,
-        seed: int,
-    ) -> None:
-        super().__init__(model, samples, validation, recipe=recipe, seed=seed)
-        self.views = Views(
-            samples,
+    @cached_property
+    def views(self) -> Views:
+        """Where the crops come from."""
+        return Views(
+            self.samples,
             side=self.side,
-            geometry=recipe.geometry,
-            boundary=recipe.boundary,
+            geometry=self.recipe.geometry,
+            boundary=self.recipe.boundary,
             inside=self.inside,
         )
 
