@@ -14,7 +14,7 @@ import torch
 
 from napari_fovea.errors import ModelError
 from napari_fovea.inference.reading import Seen, Step
-from napari_fovea.networks import RetinaConfig, RetinaVGG
+from napari_fovea.networks import AdaptedRetina, RetinaConfig, RetinaVGG
 from napari_fovea.retina import (
     FUSIONS,
     POLICIES,
@@ -123,7 +123,7 @@ def inference_network(model: Model, device: torch.device) -> Network:
         Crops (B, C, d, d) → logits (B, N, outputs).
     """
     network = copy.deepcopy(model.network).eval().to(device)
-    assert isinstance(network, RetinaVGG)
+    assert isinstance(network, RetinaVGG | AdaptedRetina)
     fast = network.folded().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(crops: torch.Tensor) -> torch.Tensor:

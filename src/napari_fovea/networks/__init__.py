@@ -1,5 +1,11 @@
 """The papers' networks, buildable by name."""
 
+from napari_fovea.networks.adapted import (
+    Adapted,
+    AdaptedConfig,
+    AdaptedRetina,
+    AdaptedRetinaConfig,
+)
 from napari_fovea.networks.blocks import DenseConfig, probabilities
 from napari_fovea.networks.ensemble import Ensemble, EnsembleConfig
 from napari_fovea.networks.focusnet import FocusNet, FocusNetConfig
@@ -29,6 +35,10 @@ from napari_fovea.networks.vgg_retina import (
 )
 
 __all__ = [
+    "Adapted",
+    "AdaptedConfig",
+    "AdaptedRetina",
+    "AdaptedRetinaConfig",
     "DenseConfig",
     "Ensemble",
     "EnsembleConfig",

@@ -208,6 +208,13 @@ class FocusNet(nn.Module):
         self.out = nn.Conv2d(inner, k, 1)
         glorot_initialise(self)  # as the released code, by its framework's default
 
+    @property
+    def taps(self) -> dict[str, int]:
+        """Parts whose feature maps tell most, and their channels."""
+        w = self.config.width
+        own = {"stem": w, "scales.0.unit": w, "up.0": 4 * w, "up.1": 2 * w, "up.2": w}
+        return {**own, "refine": max(4, w // 16), "join": w // 2}
+
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Logits (B, 1 or K, H, W) of images (B, C, H, W) of any size."""
         return on_multiple(self._forward, image, self.multiple)

@@ -229,6 +229,14 @@ class FocusNetPlus(nn.Module):
         self.out = nn.Conv2d(32, k, 1)
         glorot_initialise(self)  # as the released code, by its framework's default
 
+    @property
+    def taps(self) -> dict[str, int]:
+        """Parts whose feature maps tell most, and their channels."""
+        widths = self.config.widths
+        names = (f"decoder.{i}" for i in range(len(self.decoder)))
+        decoder = dict(zip(names, widths[-2::-1], strict=True))
+        return {"stem": self.config.stem, "encoder.0": widths[0], **decoder, "join": 32}
+
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Logits (B, 1 or K, H, W) of images (B, C, H, W) of any size."""
         return on_multiple(self._forward, image, self.multiple)

@@ -71,10 +71,11 @@ def network_names() -> tuple[str, ...]:
 def system_of(name: str, settings: Mapping[str, Any] | None = None) -> str:
     """System of a registered network, ``"S0"`` to ``"S4"``.
 
-    That of an ensemble is its members', whom its settings name.
+    That of a network around another is the inner one's, which its settings name.
     """
-    if settings and "member" in settings:
-        return system_of(settings["member"])
+    for inner in ("member", "base"):
+        if settings and inner in settings:
+            return system_of(settings[inner], settings.get("settings"))
     return _entry(name).system
 
 

@@ -60,6 +60,13 @@ class UNet(nn.Module):
         self.out = nn.Conv2d(widths[0], config.logits, 1)
         he_initialise(self)
 
+    @property
+    def taps(self) -> dict[str, int]:
+        """Parts whose feature maps tell most, and their channels."""
+        widths = [self.config.width << i for i in range(self.config.depth)]
+        names = (f"decoder.{i}" for i in range(len(self.decoder)))
+        return {"encoder.0": widths[0], **dict(zip(names, widths[-2::-1], strict=True))}
+
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Logits (B, 1 or K, H, W) of images (B, C, H, W) of any size."""
         return on_multiple(self._forward, image, self.multiple)

@@ -119,6 +119,7 @@ def fit(
     accumulate: int = 1,
     fabric: Fabric | None = None,
     checkpoint: Path | None = None,
+    seconds: float | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Generator[EpochEnd, None, Trained]:
     """Train a model.
@@ -147,6 +148,9 @@ def fit(
         on from it, to the same weights as without the break. It is taken away if
         the loss becomes infinite, since going on from it would end there again.
         All processes must see it.
+    seconds : float, optional
+        End when this time is over, if the epochs are not: the learning rate falls
+        with it. What is learned then depends on how fast the machine is.
     cancelled : callable
         Asked after every step; where it says yes, training ends with the best
         model so far.
@@ -218,15 +222,17 @@ def fit(
         )
 
     times: list[float] = []
+    clock = _Clock(seconds)
     for epoch in range(state.epoch, recipe.epochs):
         started = time.perf_counter()
         with exact_training():
             _prepare(fabric, task, replace(model, network=average), epoch)
-            network.train()
-            total = 0.0
+            task.begin(network)
+            total, done = 0.0, 0
             for i, batches in enumerate(task.batches(epoch, parts)):
                 if recipe.schedule != "plateau":
-                    rate = _rate(recipe, epoch * steps + i, recipe.epochs * steps)
+                    step, last_step = epoch * steps + i, recipe.epochs * steps
+                    rate = _rate(recipe, *clock.place(step, last_step))
                     for group in optimiser.param_groups:
                         group["lr"] = rate
                 value = 0.0
@@ -255,14 +261,17 @@ def fit(
                 optimiser.zero_grad(set_to_none=True)
                 _follow(average, network, recipe.averaging, epoch * steps + i)
                 total += value
+                done += 1
                 if cancelled():
                     return trained()
+                if clock.over:
+                    break
             share(fabric, network, average)
             # What is kept from here on must be good.
             check("weights", _zero(average))
-            due = (epoch + 1) % recipe.validate_every == 0
+            ends = epoch + 1 == recipe.epochs or clock.over
             score = None
-            if due or epoch + 1 == recipe.epochs:
+            if ends or (epoch + 1) % recipe.validate_every == 0:
                 score = _score(fabric, task, replace(model, network=average))
             state.epoch = epoch + 1
             choose(state, recipe, score, average)
@@ -270,7 +279,7 @@ def fit(
             if recipe.schedule == "plateau" and (
                 score is not None or not task.validation
             ):
-                plateau.step(total / steps if score is None else score)
+                plateau.step(total / done if score is None else score)
             for group in optimiser.param_groups:
                 group["lr"] *= 1 - recipe.rate_decay
             if checkpoint is not None:
@@ -281,14 +290,45 @@ def fit(
         yield EpochEnd(
             epoch + 1,
             recipe.epochs,
-            total / steps,
+            total / done,
             score,
             state.best,
             times[-1],
             rate,
-            sum(times) / len(times) * (recipe.epochs - epoch - 1),
+            clock.left(sum(times) / len(times) * (recipe.epochs - epoch - 1)),
         )
+        if clock.over:
+            break
     return trained()
+
+
+class _Clock:
+    """Tells when the time is over, if there is a limit."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = seconds
+        self._began = time.perf_counter()
+
+    @property
+    def _spent(self) -> float:
+        return time.perf_counter() - self._began
+
+    @property
+    def over(self) -> bool:
+        return self._seconds is not None and self._spent >= self._seconds
+
+    def place(self, step: int, steps: int) -> tuple[float, float]:
+        """Where a step stands, and where the last one does."""
+        if self._seconds is None or not self._spent:
+            return step, steps
+        # As many steps fit into the time as went by until now, in proportion.
+        return step, min(steps, max(step + 1, step * self._seconds / self._spent))
+
+    def left(self, seconds: float) -> float:
+        """Shorten an estimate to what the limit leaves."""
+        if self._seconds is None:
+            return seconds
+        return min(seconds, max(0.0, self._seconds - self._spent))
 
 
 def _optimiser(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
@@ -344,7 +384,7 @@ def _result(model: Model, recipe: Recipe, state: State) -> Trained:
     return Trained(replace(model, network=network), max(scores, default=None))
 
 
-def _rate(recipe: Recipe, step: int, steps: int) -> float:
+def _rate(recipe: Recipe, step: float, steps: float) -> float:
     if recipe.schedule == "constant":
         return recipe.learning_rate
     warm = max(1, int(_WARM_UP * steps))

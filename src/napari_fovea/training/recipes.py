@@ -288,3 +288,31 @@ RECIPES: dict[str, Recipe] = {
     ),
 }
 """Recipes by name."""
+
+
+_stroke = partial(
+    Recipe,
+    config="",
+    epochs=100_000,  # the time ends it
+    learning_rate=3e-4,
+    weight_decay=1e-4,
+    clip=1.0,
+    averaging=0.9,
+    boundary=0.5,
+    loss="bce-dice",
+    choice="last",  # a few held-out strokes judge better than they choose
+    augmentation=_MILD,
+    geometry=_TURNS,
+)
+
+STROKES: dict[str, Recipe] = {
+    "retina-vgg": _stroke(
+        "retina-vgg",
+        batch_size=48,
+        views=4 * 48,
+        augmentation=replace(_MILD, scale=(0.8, 1.25), stretch=0.1),
+    ),
+    "mask-rcnn": _stroke("mask-rcnn", batch_size=2, views=8, side=256),
+    "": _stroke("", batch_size=4, views=16, side=192),
+}
+"""How models learn on from what is painted, by network; "" stands for the others."""

@@ -15,6 +15,7 @@ from napari_fovea.retina import IGNORE, Seek, cell_pmfs
 from napari_fovea.training.augment import sample_view, vary_light
 from napari_fovea.training.samples import VOID, Sample, boundary_places
 from napari_fovea.training.task import Task, class_dice
+from napari_fovea.training.views import by_area
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,8 +55,7 @@ class RetinaTask(Task[Crops]):
         self.grid = config.grid
         self.boundaries = [boundary_places(s) for s in samples]
         self.uncertain: dict[int, NDArray[np.int64]] = {}
-        areas = np.array([s.classes.numel() for s in samples], dtype=float)
-        self._odds = np.sqrt(areas) / np.sqrt(areas).sum()
+        self._odds = self.odds if self.odds is not None else by_area(samples)
 
     def batch(self, rng: np.random.Generator, size: int) -> Crops:
         """Crops (B, C, d, d) and their classes (B, d, d)."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import torch
+    from numpy.typing import NDArray
     from torch import nn
 
     from napari_fovea.models import Model
@@ -107,6 +108,11 @@ class Task(ABC, Generic[Batch]):
         self.seed = seed
 
     @property
+    def odds(self) -> NDArray[np.floating] | None:
+        """How often each image is shown; None for the root of its area."""
+        return None
+
+    @property
     def steps(self) -> int:
         """Batches per epoch, at least one."""
         views = self.recipe.views or len(self.samples)
@@ -141,6 +147,10 @@ class Task(ABC, Generic[Batch]):
     def score(self, model: Model) -> float | None:
         """Tell how good the model is on the validation images; None without any."""
 
+    def begin(self, network: nn.Module) -> None:
+        """Make a network ready to learn, before an epoch."""
+        network.train()
+
     def prepare(self, model: Model, epoch: int) -> None:
         """Look at the model as it stands, before an epoch."""
 
@@ -171,6 +181,7 @@ class CropTask(Task[Batch]):
             geometry=self.recipe.geometry,
             boundary=self.recipe.boundary,
             inside=self.inside,
+            odds=self.odds,
         )
 
     @property

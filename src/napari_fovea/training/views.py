@@ -54,6 +54,8 @@ class Views:
     inside : bool
         Whether crops that are not resampled stay inside the image where it is large
         enough; else any pixel may be the centre of one.
+    odds : ndarray, shape (n,), optional
+        How often each image is drawn; by default as the root of its area.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Views:
         geometry: Geometry,
         boundary: float = 0.0,
         inside: bool = True,
+        odds: NDArray[np.floating] | None = None,
     ) -> None:
         self.samples = samples
         self.side = side
@@ -72,8 +75,7 @@ class Views:
         self.inside = inside
         self._boundaries: dict[int, NDArray[np.int64]] = {}
         # Large images have more to show, but not as much more as they are larger.
-        areas = np.array([s.classes.numel() for s in samples], dtype=float)
-        self._odds = np.sqrt(areas) / np.sqrt(areas).sum()
+        self._odds = by_area(samples) if odds is None else odds
 
     def draw(self, rng: np.random.Generator) -> View:
         """Draw a crop; what is drawn depends on the generator alone."""
@@ -142,6 +144,13 @@ class Views:
             planes = planes.flip([1] * bool(rows) + [2] * bool(columns))
         planes = planes.contiguous()
         return View(planes[:-2], planes[-2].to(torch.uint8), planes[-1].to(torch.int32))
+
+
+def by_area(samples: Sequence[Sample]) -> NDArray[np.floating]:
+    """How often each image is drawn: as the root of its area."""
+    areas = np.array([s.classes.numel() for s in samples], dtype=float)
+    odds: NDArray[np.floating] = np.sqrt(areas) / np.sqrt(areas).sum()
+    return odds
 
 
 def _plain(made: Any) -> torch.Tensor:

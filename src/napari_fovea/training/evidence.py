@@ -1,0 +1,225 @@
+"""The instant learner: evidence for classes, fitted to strokes by convex descent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+from napari_fovea.networks import RetinaConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from napari_fovea.networks import Adapted, AdaptedRetina
+    from napari_fovea.training.guard import Scores, Stroke
+    from napari_fovea.training.looks import Rows
+
+    Network = Adapted | AdaptedRetina
+
+RIDGE = 0.03
+"""Weight of the squared evidence, beside the mean cross-entropy of the classes."""
+
+CELL_RIDGE = 0.3
+"""The same for cells, which see more than what was painted in them."""
+
+# How much is to be read from each kind of feature, after all were brought to one
+# spread: few strokes say little of many features.
+_OF_SHAPE, _OF_TAPS = 0.4, 0.1
+_OF_BIAS = 0.1  # of the ridge
+_MOST = 6000  # places that are fitted to
+_ITERATIONS = 60
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Rows of several planes, one after the other.
+
+    Attributes
+    ----------
+    features, prior, target, weight : Tensor
+        As in `Rows`.
+    base : Tensor of float32, shape (n, K)
+        Class probabilities before anything is learned.
+    strokes : tuple of Stroke
+        All strokes.
+    index : Tensor of int64, shape (n,)
+        Stroke of each row; −1 where there are several.
+    scale, shift : Tensor of float32, shape (F,)
+        What is subtracted from features, and what they are then multiplied by.
+    ridge : float
+        How much evidence is held back.
+    """
+
+    features: torch.Tensor
+    prior: torch.Tensor
+    target: torch.Tensor
+    weight: torch.Tensor
+    base: torch.Tensor
+    strokes: tuple[Stroke, ...]
+    index: torch.Tensor
+    scale: torch.Tensor
+    shift: torch.Tensor
+    ridge: float = RIDGE
+
+
+def gather(
+    network: Network,
+    rows: Sequence[tuple[tuple[str, int], Rows]],
+    strokes: Sequence[Stroke],
+    *,
+    seed: int = 0,
+) -> Gathered:
+    """Put the rows of several planes together, and find how to scale them."""
+    from napari_fovea.training.looks import before
+
+    config = network.config
+    known = {(s.plane, s.number): i for i, s in enumerate(strokes)}
+    index = torch.cat(
+        [
+            torch.tensor([known.get((key, n), -1) for n in r.strokes.tolist()])
+            for key, r in rows
+        ]
+    ).long()
+    parts = [r for _, r in rows]
+    features = torch.cat([r.features for r in parts])
+    prior = torch.cat([r.prior for r in parts])
+    target = torch.cat([r.target for r in parts])
+    weight_of_rows = torch.cat([r.weight for r in parts])
+    if config.kept:
+        base = torch.cat([before(r, config.belongs) for r in parts])
+    else:
+        base = torch.full_like(target, 1 / target.shape[1])
+    spread = torch.stack([r.spread for r in parts]).mean(0)
+    light = network.image.light
+    total, spoken = network.image.count, config.spoken
+    c = config.channels
+    gray = bool((features[:, :c] == features[:, :1]).all())
+    weight = torch.full_like(spread, _OF_TAPS)
+    weight[:light] = c**-0.5 if gray else 1.0
+    weight[light:total] = _OF_SHAPE
+    scale = weight / (spread + 1e-4)
+    shift = features.mean(0)
+    # The opinion is within ±1, and 0 means something.
+    scale[total : total + spoken], shift[total : total + spoken] = 1.0, 0.0
+    chosen = _some(target.argmax(1), seed)
+    return Gathered(
+        features[chosen],
+        prior[chosen],
+        target[chosen],
+        weight_of_rows[chosen],
+        base[chosen],
+        tuple(strokes),
+        index[chosen],
+        scale,
+        shift,
+        CELL_RIDGE if isinstance(config, RetinaConfig) else RIDGE,
+    )
+
+
+def _some(classes: torch.Tensor, seed: int) -> torch.Tensor:
+    """Choose rows if there are very many, of every class alike."""
+    if len(classes) <= _MOST:
+        return torch.arange(len(classes))
+    order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(seed))
+    values = torch.unique(classes)
+    share = _MOST // len(values)
+    parts = [order[classes[order] == c][:share] for c in values]
+    return torch.cat(parts).sort().values
+
+
+def class_logits(gathered: Gathered, weights: torch.Tensor) -> torch.Tensor:
+    """Logits (n, K) of rows, given what evidence is read (F + 1, E)."""
+    evidence = gathered.features.double() @ weights[:-1] + weights[-1]
+    if evidence.shape[1] == 1:
+        evidence = torch.cat([-evidence / 2, evidence / 2], dim=1)
+    return gathered.prior.double() + evidence
+
+
+def fit_evidence(
+    gathered: Gathered,
+    start: torch.Tensor,
+    *,
+    use: torch.Tensor | None = None,
+    told: Callable[[int, float], None] = lambda step, loss: None,
+) -> torch.Tensor:
+    r"""Find what evidence to read.
+
+    Cross-entropy in which all classes count alike, and a ridge that pulls towards
+    what was read before:
+
+    .. math:: \\frac1K\\sum_k \\frac1{n_k}\\sum_{i \\in k} -\\log p_k(x_i)
+              + \\frac\\lambda2 \\lVert w - w_0 \\rVert^2
+
+    Parameters
+    ----------
+    gathered : Gathered
+        Places and what is seen there.
+    start : Tensor, shape (F + 1, E)
+        What was read before.
+    use : Tensor of bool, shape (n,), optional
+        Rows to learn from; all by default.
+    told : callable
+        Called with the number of each evaluation and its loss.
+
+    Returns
+    -------
+    Tensor of float64, shape (F + 1, E)
+    """
+    offset = class_logits(gathered, start)
+    x = ((gathered.features - gathered.shift) * gathered.scale).double()
+    target = gathered.target.double() * gathered.weight.double()[:, None]
+    if use is not None:
+        offset, x, target = offset[use], x[use], target[use]
+    mass = target.sum(0)
+    weight = target / mass.clamp(min=1e-12) / (mass > 0).sum()  # (n, K)
+    found = torch.zeros_like(start).requires_grad_(True)
+    descent = torch.optim.LBFGS(
+        [found],
+        max_iter=_ITERATIONS,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=1e-6,
+    )
+    step = 0
+
+    def closure() -> torch.Tensor:
+        nonlocal step
+        descent.zero_grad()
+        evidence = x @ found[:-1] + found[-1]
+        if evidence.shape[1] == 1:
+            evidence = torch.cat([-evidence / 2, evidence / 2], dim=1)
+        logs = functional.log_softmax(offset + evidence, dim=1)
+        loss = -(weight * logs).sum()
+        size = (found[:-1] ** 2).sum() + _OF_BIAS * (found[-1] ** 2).sum()
+        total: torch.Tensor = loss + gathered.ridge / 2 * size
+        torch.autograd.backward(total)
+        step += 1
+        told(step, float(loss.detach()))
+        return total
+
+    with torch.enable_grad():
+        descent.step(closure)  # type: ignore[no-untyped-call]
+    change = found.detach().clone()
+    # From scaled features back to what a network reads.
+    change[:-1] *= gathered.scale.double()[:, None]
+    change[-1] -= gathered.shift.double() @ change[:-1]
+    return start + change
+
+
+def row_scores(
+    gathered: Gathered, probabilities: torch.Tensor, *, of: torch.Tensor | None = None
+) -> Scores:
+    """Mean probability (n, K) given to what was painted, by stroke."""
+    given = (gathered.target * probabilities).sum(1).float()
+    index = gathered.index if of is None else gathered.index[of]
+    given = given if of is None else given[of]
+    weight = gathered.weight if of is None else gathered.weight[of]
+    scores = {}
+    for i in torch.unique(index).tolist():
+        if i >= 0:
+            own = index == i
+            mass = weight[own].sum().clamp(min=1e-12)
+            scores[gathered.strokes[i]] = float((given * weight)[own].sum() / mass)
+    return scores
