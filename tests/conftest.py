@@ -27,6 +27,15 @@ def _same_chance() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _own_home(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No test sees the developer's own models and unfinished work."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("NAPARI_FOVEA_HOME", str(home))
+
+
 def tiny_model(
     *, channels: int = 3, outputs: int = 3, d: int = 32, r: int = 2, norm: bool = True
 ) -> Model:

@@ -37,6 +37,14 @@ TINY: dict[str, dict[str, Any]] = DENSE | {
         "after_inference": 30,
         "score": 0.0,
     },
+    "adapted": {"base": "unet", "settings": DENSE["unet"], "belongs": (0, 1)},
+    "adapted-retina": {
+        "base": "retina-vgg",
+        "settings": {"d": 32, "r": 2, "width": 4, "units": 8, "norm": True},
+        "belongs": (0, 1),
+        "d": 32,
+        "r": 2,
+    },
 }
 
 
@@ -47,8 +55,21 @@ def shuffled(network: nn.Module) -> nn.Module:
             value.uniform_(0.5, 1.5)
         elif value.is_floating_point() and value.ndim <= 1:
             value.add_(torch.randn_like(value), alpha=0.1)
+        elif name.startswith("reads."):  # nothing is read at first
+            value.normal_(std=0.1)
     return network.eval().requires_grad_(False)
 
 
+def changed(name: str, **changes: Any) -> dict[str, Any]:
+    """Settings of a network, and of the one inside it, that agree."""
+    settings = TINY[name] | changes
+    if "settings" in settings and "settings" not in changes:
+        both = {k: v for k, v in changes.items() if k in ("channels", "classes")}
+        settings["settings"] = settings["settings"] | both
+    if "belongs" in settings and "belongs" not in changes:
+        settings["belongs"] = tuple(range(settings.get("classes", 2)))
+    return settings
+
+
 def tiny(name: str, **changes: Any) -> nn.Module:
-    return shuffled(build(name, TINY[name] | changes))
+    return shuffled(build(name, changed(name, **changes)))

@@ -23,6 +23,8 @@ from napari_fovea.networks.gates import AdditiveGate, Coefficients
 from napari_fovea.networks.r2_attention_unet import Block, RecurrentConvolution
 from small_networks import DENSE, TINY, shuffled, tiny
 
+_LOOK_AT_CROPS = {"adapted-retina", "patch-center", "retina-vgg"}
+
 # -- attention -----------------------------------------------------------------------
 
 
@@ -51,7 +53,7 @@ def expected_maps(name: str, h: int, w: int) -> dict[str, tuple[int, ...]]:
     return {}
 
 
-@pytest.mark.parametrize("name", sorted(set(TINY) - {"patch-center", "retina-vgg"}))
+@pytest.mark.parametrize("name", sorted(set(TINY) - _LOOK_AT_CROPS))
 def test_attention_is_found_by_name(name: str) -> None:
     network = tiny(name)
     expected = expected_maps(name, 64, 96)

@@ -21,7 +21,7 @@ from napari_fovea.networks import (
     system_of,
     validate,
 )
-from small_networks import DENSE, TINY, shuffled, tiny
+from small_networks import DENSE, TINY, changed, shuffled, tiny
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,6 +59,8 @@ def test_every_named_setting_can_be_built(name: str) -> None:
 
 def test_systems_are_those_of_the_papers() -> None:
     assert {name: system_of(name, TINY[name]) for name in network_names()} == {
+        "adapted": "S0",
+        "adapted-retina": "S0",
         "ensemble": "S0",
         "focusnet": "S1",
         "focusnet-plus": "S3",
@@ -73,7 +75,7 @@ def test_systems_are_those_of_the_papers() -> None:
 # -- what goes in and out ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", [*DENSE, "adapted"])
 @pytest.mark.parametrize("classes", [2, 3])
 def test_any_image_gets_logits_of_its_size(name: str, classes: int) -> None:
     network = tiny(name, classes=classes)
@@ -86,7 +88,7 @@ def test_any_image_gets_logits_of_its_size(name: str, classes: int) -> None:
     assert logits.std() > 0
 
 
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", [*DENSE, "adapted"])
 @pytest.mark.parametrize("channels", [1, 2, 4])
 def test_images_have_one_to_four_channels(name: str, channels: int) -> None:
     network = tiny(name, channels=channels)
@@ -99,7 +101,7 @@ def test_images_have_one_to_four_channels(name: str, channels: int) -> None:
         assert not torch.allclose(network(other), logits, atol=1e-5), "each counts"
 
 
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", [*DENSE, "adapted"])
 def test_sides_that_do_not_divide_are_filled_with_the_edge(name: str) -> None:
     network = tiny(name)
     image = torch.rand(1, 3, 13, 30)
@@ -147,7 +149,7 @@ def test_training_counts_and_inference_does_not(name: str) -> None:
     assert not torch.allclose(trained, together, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", [*DENSE, "adapted"])
 def test_the_memory_layout_does_not_matter(name: str) -> None:
     image = torch.rand(2, 3, 21, 34)
     network = tiny(name)
@@ -174,9 +176,7 @@ def test_probabilities_are_of_all_classes_and_sum_to_one(channels: int) -> None:
 @pytest.mark.parametrize("name", network_names())
 def test_a_saved_model_gives_the_same_outputs(name: str, tmp_path: Path) -> None:
     classes = 3 if name != "mask-rcnn" else 2
-    settings = TINY[name] | {"classes": classes}
-    if name == "ensemble":
-        settings["settings"] = settings["settings"] | {"classes": classes}
+    settings = changed(name, classes=classes)
     model = Model(
         name=name,
         network=shuffled(build(name, settings)),

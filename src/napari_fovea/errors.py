@@ -25,3 +25,7 @@ class DeviceError(FoveaError):
 
 class TrainingError(FoveaError):
     """Training cannot start, or had to stop."""
+
+
+class ProjectError(FoveaError):
+    """A project cannot be opened or written: missing, damaged, too new, disk full."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import imageio.v3 as imageio
 import numpy as np
+import platformdirs
 import tifffile
 from PIL import Image
 
@@ -22,6 +23,18 @@ if TYPE_CHECKING:
 
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 """Endings of the image files that are read."""
+
+
+def home() -> Path:
+    """Return the folder of the user's own models and of work in progress.
+
+    It is what the environment variable ``NAPARI_FOVEA_HOME`` says, else the system's
+    place for a user's data. It need not exist yet.
+    """
+    chosen = os.environ.get("NAPARI_FOVEA_HOME")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    return platformdirs.user_data_path("napari-fovea", appauthor=False)
 
 
 def read_image(path: str | os.PathLike[str]) -> NDArray[np.generic]:

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import sys
 
-from napari_fovea.cli import demonstration, evaluating, segmenting, training
+from napari_fovea.cli import (
+    demonstration,
+    evaluating,
+    finetuning,
+    segmenting,
+    training,
+)
 from napari_fovea.cli.common import app, complain
 from napari_fovea.errors import FoveaError
 
-__all__ = ["app", "demonstration", "evaluating", "main", "segmenting", "training"]
+__all__ = [
+    "app",
+    "demonstration",
+    "evaluating",
+    "finetuning",
+    "main",
+    "segmenting",
+    "training",
+]
 
 
 def main() -> None:

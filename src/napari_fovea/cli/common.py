@@ -19,6 +19,8 @@ from rich.progress import (
 from napari_fovea.errors import FoveaError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from napari_fovea.training.fit import EpochEnd
     from napari_fovea.training.labelling import Labelling
 
@@ -59,6 +61,15 @@ def sentence(error: Exception) -> str:
     return (
         first if isinstance(error, FoveaError) else f"{type(error).__name__}: {first}"
     )
+
+
+def check_output(output: Path) -> None:
+    """Raise FoveaError unless a model can be written under this name."""
+    if output.suffix != ".safetensors":
+        raise FoveaError(
+            f"The model file is called {output.name}; expected a name ending in "
+            ".safetensors: rename it."
+        )
 
 
 def progress_bar() -> Progress:

@@ -8,8 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from napari_fovea.cli.common import LabelKind, app, epoch_line, labelling_of, out
-from napari_fovea.errors import FoveaError
+from napari_fovea.cli.common import (
+    LabelKind,
+    app,
+    check_output,
+    epoch_line,
+    labelling_of,
+    out,
+)
 
 if TYPE_CHECKING:
     from napari_fovea.models import Model
@@ -113,11 +119,7 @@ def train(
     from napari_fovea.training.processes import launch
     from napari_fovea.training.run import train as run
 
-    if output.suffix != ".safetensors":
-        raise FoveaError(
-            f"The model file is called {output.name}; expected a name ending in "
-            ".safetensors: rename it."
-        )
+    check_output(output)
     changes = {
         "epochs": epochs,
         "views": views,

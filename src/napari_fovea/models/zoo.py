@@ -1,14 +1,20 @@
-"""The models that ship with napari-fovea, by name."""
+"""Models by name: those that ship with napari-fovea, and the user's own."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import re
+import unicodedata
+from dataclasses import dataclass, replace
 from importlib import resources
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from napari_fovea.errors import ModelError
+from safetensors import SafetensorError
+
+from napari_fovea.errors import FoveaError, ModelError
+from napari_fovea.files import home
 from napari_fovea.models.checkpoint import Header, read_header
 from napari_fovea.models.checkpoint import load as load_file
 from napari_fovea.networks import system_of
@@ -51,6 +57,11 @@ class Entry:
         return self.header.network == "retina-vgg"
 
     @property
+    def own(self) -> bool:
+        """Whether it is one of the user's own; see `keep`."""
+        return self.path.parent == _own_folder()
+
+    @property
     def megabytes(self) -> float:
         """Size of its file in MB (10⁶ bytes)."""
         return self.path.stat().st_size / 1e6
@@ -73,16 +84,61 @@ class Entry:
         }
 
 
-def entries() -> tuple[Entry, ...]:
-    """Models that ship, the default first, the others by system."""
+def shipped() -> tuple[Entry, ...]:
+    """List the models that ship, the default first, the others by system."""
     folder = Path(str(resources.files("napari_fovea.models") / "weights"))
     found = [Entry(p, read_header(p)) for p in sorted(folder.glob("*.safetensors"))]
     return tuple(sorted(found, key=lambda e: (e.name != DEFAULT, e.system, e.name)))
 
 
+def entries() -> tuple[Entry, ...]:
+    """List the models that ship, then the user's own by name."""
+    own = []
+    for path in sorted(_own_folder().glob("*.safetensors")):
+        try:
+            own.append(Entry(path, read_header(path)))
+        except FoveaError:
+            continue  # one bad file must not hide the others
+    return (*shipped(), *sorted(own, key=lambda e: e.name))
+
+
+def keep(model: Model) -> Entry:
+    """Save a model among the user's own, where `entries` finds it.
+
+    Parameters
+    ----------
+    model : Model
+        What to save. If its name is taken, the saved one is called "name 2", and
+        so on; nothing is replaced.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be written.
+    """
+    folder = _own_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        name, path = _claim(folder, model.name.strip() or "model")
+        try:
+            replace(model, name=name).save(path)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(
+            f"Model {model.name!r} cannot be written to {folder} ({reason}): free "
+            "some space, or set NAPARI_FOVEA_HOME to another folder."
+        ) from error
+    return Entry(path, read_header(path))
+
+
 def load(source: str | os.PathLike[str]) -> Model:
     """Load a model by name or file; see `Model.load`."""
-    known = {entry.name: entry.path for entry in entries()}
+    known: dict[str, Path] = {}
+    for entry in entries():
+        known.setdefault(entry.name, entry.path)
     if str(source) in known:
         return load_file(known[str(source)])
     path = Path(source)
@@ -92,3 +148,31 @@ def load(source: str | os.PathLike[str]) -> Model:
         f"There is no model {str(source)!r}; expected "
         f"{' or '.join(map(repr, known)) or 'a file'}, or the path of a model file."
     )
+
+
+def _own_folder() -> Path:
+    return home() / "models"
+
+
+def _claim(folder: Path, wanted: str) -> tuple[str, Path]:
+    """Find a name that is free, and make its file so that no other takes it."""
+    names = {entry.name for entry in entries()}
+    for number in count(1):
+        name = wanted if number == 1 else f"{wanted} {number}"
+        # Cut before the number, which tells long names apart.
+        stem = _safe(wanted) if number == 1 else f"{_safe(wanted)} {number}"
+        path = folder / f"{stem}.safetensors"
+        if name in names:
+            continue
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        return name, path
+    raise AssertionError  # count() has no end
+
+
+def _safe(name: str) -> str:
+    """Keep of a name what every file system takes."""
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    return re.sub(r"[^\w +-]+", "-", plain)[:80].strip(" -") or "model"

@@ -11,7 +11,7 @@ from torch.nn import functional
 from napari_fovea.networks import RetinaConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from napari_fovea.networks import Adapted, AdaptedRetina
     from napari_fovea.training.guard import Scores, Stroke
@@ -223,3 +223,38 @@ def row_scores(
             mass = weight[own].sum().clamp(min=1e-12)
             scores[gathered.strokes[i]] = float((given * weight)[own].sum() / mass)
     return scores
+
+
+def held_out_scores(
+    gathered: Gathered,
+    start: torch.Tensor,
+    parts: Mapping[Stroke, int],
+    *,
+    use: torch.Tensor | None = None,
+) -> Iterator[Scores]:
+    """Score every stroke by a fit to the others, part by part.
+
+    Parameters
+    ----------
+    gathered : Gathered
+        Places and what is seen there.
+    start : Tensor, shape (F + 1, E)
+        What was read before.
+    parts : mapping of Stroke to int
+        From `guard.fold_strokes`; those of part −1 are never held out.
+    use : Tensor of bool, shape (n,), optional
+        Rows that may be used; all by default.
+    """
+    several = min(parts.values(), default=0) - 2
+    numbers = [parts.get(stroke, several) for stroke in gathered.strokes]
+    part = torch.tensor([*numbers, several])[gathered.index]
+    # What several strokes share cannot be held out with one of them.
+    usable = part != several
+    if use is not None:
+        usable &= use
+    for number in sorted(set(parts.values()) - {-1}):
+        held = (part == number) & usable
+        if held.any():
+            found = fit_evidence(gathered, start, use=usable & ~held)
+            given = class_logits(gathered, found).softmax(1)
+            yield row_scores(gathered, given, of=held)

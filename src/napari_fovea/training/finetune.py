@@ -8,16 +8,24 @@ from collections import OrderedDict
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakSet
 
+import numpy as np
 import torch
+from torch import nn
 
 from napari_fovea import device as devices
 from napari_fovea.errors import TrainingError
+from napari_fovea.images import read_planes, to_tensor
+from napari_fovea.inference.assembly import Assembly
 from napari_fovea.inference.dense import ready
+from napari_fovea.inference.reading import complete
+from napari_fovea.inference.segmenting import reader_for
 from napari_fovea.networks import (
     Adapted,
     AdaptedRetina,
     MaskRCNNConfig,
+    RetinaConfig,
     name_of,
 )
 from napari_fovea.training.adapting import adapted, replayed, stamped, student
@@ -25,6 +33,7 @@ from napari_fovea.training.evidence import (
     class_logits,
     fit_evidence,
     gather,
+    held_out_scores,
     row_scores,
 )
 from napari_fovea.training.fit import fit
@@ -39,17 +48,25 @@ from napari_fovea.training.guard import (
     strokes_of,
 )
 from napari_fovea.training.looks import Looks, Rows, looks_of
-from napari_fovea.training.painted import Annotation, Painted, read_painted
+from napari_fovea.training.painted import (
+    Annotation,
+    Painted,
+    PaintedPlane,
+    read_painted,
+)
 from napari_fovea.training.processes import check_precision
 from napari_fovea.training.recipes import STROKES
+from napari_fovea.training.samples import VOID
 from napari_fovea.training.strokes import Lesson, held_scores, sample_of, stroke_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping, Sequence
 
+    from numpy.typing import ArrayLike
+
+    from napari_fovea.inference import Segmentation
     from napari_fovea.inference.reading import Seen
     from napari_fovea.models import Model
-    from napari_fovea.training.painted import PaintedPlane
     from napari_fovea.training.samples import Sample
 
 Mode = Literal["instant", "thorough"]
@@ -57,7 +74,9 @@ Mode = Literal["instant", "thorough"]
 SECONDS = 60.0
 """Time that thorough learning takes unless it is told otherwise."""
 
-_LOOKS = 4  # planes whose features are kept
+KEPT = 512 << 20
+"""Most bytes of features that are kept of planes other than the last one."""
+
 _NEVER: Callable[[], bool] = lambda: False  # noqa: E731
 
 
@@ -103,6 +122,9 @@ class Tuned:
     ----------
     model : Model
         With its provenance.
+    trunk : Model
+        What later refits start from: of a thorough one this very model, of an instant
+        one that which it was fitted to.
     verdict : Verdict
         Whether it may take over.
     mode : str
@@ -117,6 +139,7 @@ class Tuned:
     """
 
     model: Model
+    trunk: Model
     verdict: Verdict
     mode: str
     scores: Scores
@@ -223,6 +246,8 @@ class Tuner:
         self._network: Any = None
         self._looks: OrderedDict[tuple[str, int], tuple[str, Looks]] = OrderedDict()
         self._rows: dict[tuple[str, int], tuple[str, Rows]] = {}
+        # Networks that read other evidence from the same looks.
+        self._mine: WeakSet[nn.Module] = WeakSet()
 
     @property
     def model(self) -> Model:
@@ -231,19 +256,36 @@ class Tuner:
 
     def accept(self, tuned: Tuned) -> None:
         """Let a model take over."""
-        if tuned.mode == "thorough":
-            self._begin(tuned.model)
+        self._begin(tuned.trunk)
+        self.current = tuned
+
+    def go_back(self, tuned: Tuned | None, start: Model) -> None:
+        """Use an earlier model again.
+
+        Parameters
+        ----------
+        tuned : Tuned or None
+            What took over then; None for the model it all began with.
+        start : Model
+            That model.
+        """
+        if tuned is None:
+            self._begin(start)
+        else:
+            self._begin(tuned.trunk)
         self.current = tuned
 
     def _begin(self, trunk: Model) -> None:
-        self.trunk = trunk
-        self.forget()
+        if trunk is not self.trunk:
+            self.trunk = trunk
+            self.forget()
 
     def forget(self) -> None:
         """Give back the memory of all that was seen."""
         self._adapted = self._network = None
         self._looks.clear()
         self._rows.clear()
+        self._mine.clear()
 
     # -- looking -------------------------------------------------------------------
 
@@ -266,7 +308,10 @@ class Tuner:
             known = (digest, looks_of(self._network, image, model=base))
             self._looks[plane.key] = known
         self._looks.move_to_end(plane.key)
-        while len(self._looks) > _LOOKS:
+        while (
+            len(self._looks) > 1
+            and sum(x.bytes for _, x in self._looks.values()) > KEPT
+        ):
             self._looks.popitem(last=False)
         return known[1]
 
@@ -304,7 +349,6 @@ class Tuner:
         gathered = gather(network, rows, strokes)
         start = network.weights
         parts = fold_strokes(strokes, complete=painted.complete)
-        part = torch.tensor([*(parts[s] for s in gathered.strokes), -2])[gathered.index]
         losses: list[float] = []
         weights = fit_evidence(
             gathered, start, told=lambda step, loss: losses.append(loss)
@@ -312,19 +356,13 @@ class Tuner:
         for i, loss in enumerate(losses):
             yield Learning("fitting", i + 1, 0.8, loss, device=told)
         scores: Scores = {}
-        for fold in sorted(set(parts.values()) - {-1}):
-            held = part == fold
-            # What several strokes share is not held out with any one of them.
-            other = (part != fold) & (part != -2)
-            if not held.any() or cancelled():
-                continue
-            found = fit_evidence(gathered, start, use=other)
-            given = class_logits(gathered, found).softmax(1)
-            scores.update(row_scores(gathered, given, of=held))
+        for i, some in enumerate(held_out_scores(gathered, start, parts)):
+            scores |= some
             so_far = balanced(scores)
-            yield Learning(
-                "fitting", len(losses) + fold + 1, 0.9, None, so_far, device=told
-            )
+            step = len(losses) + i + 1
+            yield Learning("fitting", step, 0.9, None, so_far, device=told)
+            if cancelled():
+                break
         if torch.equal(start, torch.zeros_like(start)):
             base = gathered.base
         else:
@@ -339,6 +377,7 @@ class Tuner:
         model = copy.deepcopy(self._adapted[1])
         assert isinstance(model.network, Adapted | AdaptedRetina)
         model.network.weights = weights
+        self._mine.add(model.network)
         model = stamped(
             replace(model, name=name or self.trunk.name),
             self.trunk,
@@ -348,7 +387,7 @@ class Tuner:
             seconds=time.perf_counter() - began,
             device=told,
         )
-        return Tuned(model, verdict, "instant", scores, planes, learned)
+        return Tuned(model, self.trunk, verdict, "instant", scores, planes, learned)
 
     # -- thorough ----------------------------------------------------------------------
 
@@ -477,6 +516,7 @@ class Tuner:
         )
         return Tuned(
             model,
+            model,
             verdict,
             "thorough",
             scores,
@@ -505,12 +545,19 @@ class Tuner:
         strokes = strokes_of(painted.planes)
         gathered = gather(network, rows, strokes)
         hidden = torch.tensor([*(s in held for s in strokes), bool(held)])
-        weights = fit_evidence(gathered, network.weights, use=~hidden[gathered.index])
-        assert self._adapted is not None
+        use, start = ~hidden[gathered.index], network.weights
         taught = copy.deepcopy(network)
-        taught.weights = weights
+        taught.weights = fit_evidence(gathered, start, use=use)
+        # Where the network knows its way already, it is its own best teacher.
+        parts = fold_strokes([s for s in strokes if s not in held])
+        scores: Scores = {}
+        for some in held_out_scores(gathered, start, parts, use=use):
+            scores |= some
+        own = row_scores(gathered, gathered.base, of=use)
+        trusted = network.config.kept and balanced(own) >= balanced(scores)
+        assert self._adapted is not None
         for plane in painted.planes:
-            outputs = self._look(plane).read(taught).outputs
+            outputs = self._look(plane).read(taught, plain=trusted).outputs
             yield plane.key, self._adapted[1].class_probabilities(outputs).cpu()
             if cancelled():
                 return
@@ -538,16 +585,61 @@ class Tuner:
             s for plane in planes for s in carried(self.current.planes, known, plane)
         )
 
-    def read(self, plane: PaintedPlane, model: Model) -> Seen:
-        """Segment a plane that was looked at, without looking again where possible.
+    def segment(
+        self, image: ArrayLike, index: int, *, name: str, rgb: bool | None, model: Model
+    ) -> Segmentation:
+        """Segment a plane; if it was looked at already, without looking again.
 
         Parameters
         ----------
-        plane : PaintedPlane
-            What is painted on it does not matter.
+        image : array_like
+            As in `Annotation`.
+        index : int
+            Plane of the stack, counted from 0.
+        name : str
+            Of the image, as in its annotation.
+        rgb : bool, optional
+            Whether the last axis holds channels; guessed by default.
         model : Model
-            Came from `instant`.
+            That in use, or one that came from this tuner.
+
+        Returns
+        -------
+        Segmentation
+            Of the plane alone.
         """
-        self._prepare(model.classes)
+        began = time.perf_counter()
+        planes = read_planes(image, rgb=rgb).for_network(model.channels, blank=True)
+        limits = model.normalisation.limits(planes)
+        one = replace(planes, data=planes.data[index : index + 1], lead=())
+        pixels = to_tensor(one.data[0], limits=limits, channels=model.channels)
+        seen = self._read((name, index), pixels, model)
+        focused = isinstance(model.config, RetinaConfig)
+        store = Assembly(
+            one, classes=len(model.classes), shape=one.shape, focused=focused
+        )
+        store.add(0, model, seen, diameter=model.object_diameter)
+        path = store.path(grid=model.config.grid) if focused else None  # type: ignore[attr-defined]
+        made = {
+            "model": model.name,
+            "fine_tuned": model.provenance.get("fine_tuned"),
+            "device": devices.describe(self.device),
+            "fixations": len(path) if path is not None else None,
+            "cancelled": False,
+            "seconds": round(time.perf_counter() - began, 3),
+        }
+        return store.result(path, made)
+
+    def _read(self, key: tuple[str, int], pixels: torch.Tensor, model: Model) -> Seen:
         network = copy.deepcopy(model.network).to(self.device)
-        return self._look(plane).read(network)
+        shape = (pixels.shape[1], pixels.shape[2])
+        if model.network in self._mine:
+            nothing = np.full(shape, VOID, np.uint8)
+            plane = PaintedPlane(key, pixels, nothing, np.zeros(shape, np.int32))
+            return self._look(plane).read(network)
+        placed = replace(model, network=network)
+        run = reader_for(placed, self.device, shape).read(
+            pixels.to(self.device), scale=(1.0, 1.0), cancelled=_NEVER
+        )
+        seen: Seen = complete(run)
+        return seen

@@ -63,11 +63,23 @@ class Rows:
 class Looks(Protocol):
     """What a network sees of one plane."""
 
+    @property
+    def bytes(self) -> int:
+        """Memory that is held."""
+
     def rows(self, plane: PaintedPlane) -> Rows:
         """See the painted places."""
 
-    def read(self, network: Any) -> Seen:
-        """Read the plane with other evidence, without looking again where possible."""
+    def read(self, network: Any, *, plain: bool = False) -> Seen:
+        """Read the plane with other evidence, without looking again where possible.
+
+        Parameters
+        ----------
+        network : Module
+            Differs from the one that looked in the evidence that it reads.
+        plain : bool
+            Tell what the network around which evidence is read says by itself.
+        """
 
 
 class DenseLooks:
@@ -91,6 +103,11 @@ class DenseLooks:
         height, width = image.shape[1:]
         small = height * width <= _KEPT and "tile" not in model.scan
         self._whole = self._look(image) if small else None
+
+    @property
+    def bytes(self) -> int:
+        """Memory that is held."""
+        return _size(self._whole) if self._whole is not None else 0
 
     def _look(self, image: torch.Tensor) -> Looked:
         height, width = image.shape[1:]
@@ -162,18 +179,21 @@ class DenseLooks:
             found.append((some, (top, left), tile))
         return found
 
-    def read(self, network: Adapted) -> Seen:
-        """Read the plane with other evidence."""
+    def read(self, network: Adapted, *, plain: bool = False) -> Seen:
+        """Read the plane with other evidence; see `Looks.read`."""
         height, width = self.image.shape[1:]
         if self._whole is not None:
             with torch.inference_mode():
-                logits = network.decide(self._whole)
-                outputs = probabilities(logits)[0, :, :height, :width]
+                if plain:
+                    outputs = self._whole.outputs
+                else:
+                    outputs = probabilities(network.decide(self._whole))
+                outputs = outputs[0, :, :height, :width]
             return Seen(outputs, torch.ones_like(outputs[0]))
 
         def forward(batch: torch.Tensor) -> torch.Tensor:
             with torch.inference_mode():
-                return probabilities(network(batch))
+                return probabilities(network.base(batch) if plain else network(batch))
 
         seen: Seen = complete(
             tiled(
@@ -229,6 +249,11 @@ class RetinaLooks:
         self._path: FocusPath = complete(self.reader.read(image)).path
         self._corners = torch.tensor(self._path.corners).to(image.device)
         self._seen = self._look(self._corners)
+
+    @property
+    def bytes(self) -> int:
+        """Memory that is held."""
+        return _size(self._seen)
 
     def _look(self, corners: torch.Tensor) -> Looked:
         parts = []
@@ -313,8 +338,8 @@ class RetinaLooks:
         lowest.scatter_reduce_(1, index, torch.where(cut > 0, cut, none), "amin")
         return torch.where(highest == lowest, highest, 0)
 
-    def read(self, network: AdaptedRetina) -> Seen:
-        """Paint the map anew from what was seen, with other evidence."""
+    def read(self, network: AdaptedRetina, *, plain: bool = False) -> Seen:
+        """Paint the map anew from what was seen; see `Looks.read`."""
         height, width = self.image.shape[1:]
         grid, device = network.grid, self.image.device
         frame = Frame.around((height, width), grid=grid, margin=self._margin)
@@ -327,7 +352,10 @@ class RetinaLooks:
         )
         origin = torch.tensor(frame.origin, device=device)
         with torch.inference_mode():
-            pmfs = network.decide(self._seen).softmax(-1)
+            if plain:
+                pmfs = self._seen.outputs.transpose(1, 2)
+            else:
+                pmfs = network.decide(self._seen).softmax(-1)
             for corners, some in zip(
                 torch.split(self._corners, _BATCH),
                 torch.split(pmfs, _BATCH),
@@ -337,6 +365,10 @@ class RetinaLooks:
         votes = canvas.votes[:, *frame.inner]
         overlap = canvas.overlap[frame.inner]
         return Seen(self.reader.fusion.read_out(votes, grid), overlap, self._path)
+
+
+def _size(looked: Looked) -> int:
+    return sum(t.numel() * t.element_size() for t in (looked.outputs, *looked.maps))
 
 
 def looks_of(network: Any, image: torch.Tensor, *, model: Model) -> Looks:

@@ -59,6 +59,9 @@ class ResultLayers:
         Runs a function on the next turn of the event loop.
     in_order : bool
         Whether the path is drawn as fixations are made; else when all are there.
+    quiet : bool
+        Leave selection and visibility to the user, who is painting: a new layer goes
+        right above the source, and of them only the classes are visible.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class ResultLayers:
         *,
         later: Callable[[Callable[[], None]], None],
         in_order: bool = True,
+        quiet: bool = False,
     ) -> None:
         self.viewer = viewer
         self.source = source
@@ -76,6 +80,7 @@ class ResultLayers:
         self._name = source.name
         self._later = later
         self._in_order = in_order
+        self._quiet = quiet
         self._todo: dict[str, Callable[[], None]] = {}
         self._busy = False
         self._waiting: list[FocusPath] = []
@@ -177,6 +182,9 @@ class ResultLayers:
         note: dict[str, Any] | None = None,
     ) -> None:
         kind, ending, style = _ROLES[role]
+        if self._quiet:
+            style = {**style, "visible": role == "classes"}
+        active, known = self.viewer.layers.selection.active, self.layer(role)
         laid: dict[str, Any] = {}
         if attention is not None:
             laid = {"scale": attention.scale, "shift": attention.offset}
@@ -191,6 +199,8 @@ class ResultLayers:
             place=layers.placement(self.source, self.region.offset, **laid),
             **style,
         )
+        if self._quiet and known is None:
+            self._tuck(layer, active)
         if role == "uncertainty":
             limits = (0.0, self._top)
         elif role == "overlap":
@@ -199,6 +209,13 @@ class ResultLayers:
             return
         if tuple(layer.contrast_limits) != limits:
             layer.contrast_limits = limits
+
+    def _tuck(self, layer: Layer, active: Layer | None) -> None:
+        """Lay a new layer under what the user paints, and give the brush back."""
+        order = self.viewer.layers
+        if self.source in order:
+            order.move(order.index(layer), order.index(self.source) + 1)
+        order.selection.active = active
 
     def _own_axes(self, array: NDArray[Any]) -> NDArray[Any]:
         """Axes of the source: a single plane of a stack is a stack of one."""
@@ -316,7 +333,8 @@ class ResultLayers:
             self._do(
                 role, partial(self._put, role, data, attention=attention, note=note)
             )
-        self._do("show", self._show_as_before)
+        if not self._quiet:
+            self._do("show", self._show_as_before)
         if result.path is not None:
             self._do("path", partial(self._note_path, result, note))
 

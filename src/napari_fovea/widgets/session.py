@@ -53,6 +53,13 @@ class Session:
         self.listed.emit()
         self.changed.emit()
 
+    def offer_own(self, entry: Entry) -> None:
+        """Add a model to the list, and leave the choice as it is."""
+        others = tuple(e for e in self.entries if e.path != entry.path)
+        self.entries = (*others, entry)
+        self.listed.emit()
+        self.changed.emit()
+
     def choose(self, entry: Entry | None) -> None:
         """Use another model."""
         if entry is not self.chosen:

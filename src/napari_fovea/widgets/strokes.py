@@ -1,0 +1,137 @@
+"""Labels layers that are painted on, beside the images they belong to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from napari.layers import Image, Labels
+
+from napari_fovea.errors import TrainingError
+from napari_fovea.widgets import layers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from napari_fovea.training.painted import Annotation
+
+ENDING = "strokes"
+BRUSH = 4
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image layer and the labels layer that is painted on it."""
+
+    image: Image
+    labels: Labels
+
+    def __str__(self) -> str:
+        return f"{self.image.name} ← {self.labels.name}"
+
+    @property
+    def key(self) -> str:
+        """Tells this image from others, also after it was renamed."""
+        return f"{self.image.name} {str(self.image.unique_id)[:8]}"
+
+
+def new_strokes(viewer: Any, image: Image) -> Labels:
+    """Add an empty labels layer over an image, ready to be painted on."""
+    data = image.data[0] if image.multiscale else image.data
+    shape = data.shape[:-1] if image.rgb else data.shape
+    layer = Labels(
+        np.zeros(shape, np.uint8),
+        name=f"{image.name} {ENDING}",
+        **layers.placement(image, (0.0,) * image.ndim),
+    )
+    layer.brush_size = BRUSH
+    viewer.add_layer(layer)
+    layer.mode = "paint"
+    layer.selected_label = 1
+    return layer
+
+
+def images_in(viewer: Any) -> list[Image]:
+    """Image layers of the user's."""
+    return [x for x in viewer.layers if isinstance(x, Image) and layers.own(x) is None]
+
+
+def labels_in(viewer: Any) -> list[Labels]:
+    """Labels layers of the user's."""
+    return [x for x in viewer.layers if isinstance(x, Labels) and layers.own(x) is None]
+
+
+def annotation_of(pair: Pair, *, unpainted: bool, objects: bool) -> Annotation:
+    """Take what a pair holds; arrays are referred to, not copied.
+
+    Raises
+    ------
+    TrainingError
+        If the labels do not lie on the image.
+    """
+    from napari_fovea.training.painted import Annotation
+
+    image, labels = pair.image, pair.labels
+    data = image.data[0] if image.multiscale else image.data
+    painted = labels.data[0] if labels.multiscale else labels.data
+    shape = data.shape[:-1] if image.rgb else data.shape
+    if tuple(painted.shape) != tuple(shape):
+        raise TrainingError(
+            f"Labels layer {labels.name!r} has shape {tuple(painted.shape)}, image "
+            f"layer {image.name!r} {tuple(shape)}; expected the same, so that no "
+            "stroke lies outside: make new strokes for this image."
+        )
+    corner = np.zeros(image.ndim)
+    end = np.array(shape) - 1
+    for point in (corner, end):
+        there = labels.world_to_data(image.data_to_world(point))
+        if not np.allclose(there, point, atol=0.5):
+            raise TrainingError(
+                f"Labels layer {labels.name!r} lies elsewhere than image layer "
+                f"{image.name!r}, so that strokes fall outside it; expected the same "
+                "scale and translation: make new strokes for this image."
+            )
+    return Annotation(data, painted, pair.key, unpainted, objects, image.rgb)
+
+
+class Watch:
+    """Calls back when a stroke ends, and when anything on a layer changes.
+
+    Parameters
+    ----------
+    lifted : callable
+        Called with the layer when the brush lifts.
+    changed : callable
+        Called with the layer whenever its labels may have changed.
+    """
+
+    def __init__(
+        self, lifted: Callable[[Labels], None], changed: Callable[[Labels], None]
+    ) -> None:
+        self._lifted, self._changed = lifted, changed
+        self._layers: dict[Labels, tuple[Any, Any]] = {}
+
+    def follow(self, wanted: Iterable[Labels]) -> None:
+        """Watch these layers and no others."""
+        wanted = list(wanted)
+        for layer in [x for x in self._layers if x not in wanted]:
+            lift, change = self._layers.pop(layer)
+            layer.events.paint.disconnect(lift)
+            layer.events.labels_update.disconnect(change)
+            layer.events.data.disconnect(change)
+        for layer in wanted:
+            if layer in self._layers:
+                continue
+
+            def lift(event: Any = None, layer: Labels = layer) -> None:
+                self._changed(layer)
+                self._lifted(layer)
+
+            def change(event: Any = None, layer: Labels = layer) -> None:
+                self._changed(layer)
+
+            layer.events.paint.connect(lift)
+            layer.events.labels_update.connect(change)
+            layer.events.data.connect(change)
+            self._layers[layer] = (lift, change)
