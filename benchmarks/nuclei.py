@@ -15,7 +15,7 @@ from typing import Any
 from machine import DATA, tell
 from napari_fovea import Model, complete
 from napari_fovea.evaluation import evaluate
-from napari_fovea.models import entries
+from napari_fovea.models import shipped
 from napari_fovea.training.samples import pair_files
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -29,7 +29,7 @@ def main() -> None:
     """Evaluate and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--model", nargs="+", default=[e.name for e in entries()], help="names or files"
+        "--model", nargs="+", default=[e.name for e in shipped()], help="names or files"
     )
     parser.add_argument("--every", type=int, default=1, help="take every n-th image")
     parser.add_argument(

@@ -156,7 +156,7 @@ def test_names_and_files_that_are_not_there(tmp_path: Path) -> None:
 
 
 def test_every_model_that_ships_loads_and_is_small() -> None:
-    found = entries()
+    found = shipped()
     assert found[0].name == "retina-nuclei"
     for entry in found:
         assert entry.megabytes <= 12

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import resources
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -157,19 +157,15 @@ def _own_folder() -> Path:
 def _claim(folder: Path, wanted: str) -> tuple[str, Path]:
     """Find a name that is free, and make its file so that no other takes it."""
     names = {entry.name for entry in entries()}
-    for number in count(1):
-        name = wanted if number == 1 else f"{wanted} {number}"
-        # Cut before the number, which tells long names apart.
-        stem = _safe(wanted) if number == 1 else f"{_safe(wanted)} {number}"
-        path = folder / f"{stem}.safetensors"
-        if name in names:
-            continue
-        try:
-            path.touch(exist_ok=False)
-        except FileExistsError:
-            continue
-        return name, path
-    raise AssertionError  # count() has no end
+    name, stem, number = wanted, _safe(wanted), 1
+    while True:
+        if name not in names:
+            path = folder / f"{stem}.safetensors"
+            with suppress(FileExistsError):
+                path.touch(exist_ok=False)
+                return name, path
+        number += 1
+        name, stem = f"{wanted} {number}", f"{_safe(wanted)} {number}"
 
 
 def _safe(name: str) -> str:

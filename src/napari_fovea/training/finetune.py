@@ -25,6 +25,7 @@ from napari_fovea.networks import (
     Adapted,
     AdaptedRetina,
     MaskRCNNConfig,
+    PatchCenterConfig,
     RetinaConfig,
     name_of,
 )
@@ -297,6 +298,10 @@ class Tuner:
             self._adapted = (classes, model)
             self._network = ready(model, self.device)
         return self._network
+
+    def _can_adapt(self) -> bool:
+        """Tell whether there is evidence to be read beside the trunk's opinion."""
+        return not isinstance(self.trunk.config, MaskRCNNConfig | PatchCenterConfig)
 
     def _look(self, plane: PaintedPlane) -> Looks:
         assert self._adapted is not None
@@ -633,10 +638,14 @@ class Tuner:
     def _read(self, key: tuple[str, int], pixels: torch.Tensor, model: Model) -> Seen:
         network = copy.deepcopy(model.network).to(self.device)
         shape = (pixels.shape[1], pixels.shape[2])
-        if model.network in self._mine:
+        plain = model is self.trunk and self._can_adapt()
+        if plain:
+            self._prepare(self._adapted[0] if self._adapted else model.classes)
+        if plain or model.network in self._mine:
             nothing = np.full(shape, VOID, np.uint8)
             plane = PaintedPlane(key, pixels, nothing, np.zeros(shape, np.int32))
-            return self._look(plane).read(network)
+            network = self._network if plain else network
+            return self._look(plane).read(network, plain=plain)
         placed = replace(model, network=network)
         run = reader_for(placed, self.device, shape).read(
             pixels.to(self.device), scale=(1.0, 1.0), cancelled=_NEVER

@@ -43,7 +43,12 @@ def most_uncertain(
     tuple of int or None
         Row and column; None if there is no place left that is uncertain at all.
     """
-    shown = ndimage.gaussian_filter(uncertainty.astype(np.float32), _BRUSH)
+    shown = ndimage.gaussian_filter(
+        # Half of a stroke at the edge would fall outside.
+        uncertainty.astype(np.float32),
+        _BRUSH,
+        mode="constant",
+    )
     taken = painted.copy()
     for row, column in (np.asarray(place, dtype=int) for place in visited):
         if 0 <= row < taken.shape[0] and 0 <= column < taken.shape[1]:

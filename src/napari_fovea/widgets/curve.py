@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pyqtgraph
+from qtpy.QtCore import QTimer
 from qtpy.QtGui import QPalette
 from qtpy.QtWidgets import QVBoxLayout, QWidget
 
 _HEIGHT = 120
+_EVERY = 150  # ms between drawings
 _LOSS, _SCORE = "#e8a33d", "#4aa8e0"  # told apart on dark and on light ground
 
 
@@ -23,6 +25,8 @@ class Curve(QWidget):
         self._plot.setMenuEnabled(False)
         self._plot.hideButtons()
         item = self._plot.getPlotItem()
+        for side in ("left", "right"):
+            item.getAxis(side).enableAutoSIPrefix(False)
         item.showAxis("right")
         item.setLabel("left", "loss", color=_LOSS)
         item.setLabel("right", "score", color=_SCORE)
@@ -42,6 +46,11 @@ class Curve(QWidget):
             symbolPen=None,
         )
         self._other.addItem(self._score_line)
+        # Events come in bursts; drawing takes longer than any of them.
+        self._later = QTimer(self)
+        self._later.setSingleShot(True)
+        self._later.setInterval(_EVERY)
+        self._later.timeout.connect(self._draw)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self._plot)
@@ -53,7 +62,7 @@ class Curve(QWidget):
     def clear(self) -> None:
         """Begin anew."""
         self.loss, self.score = [], []
-        self._draw()
+        self._later.start()
 
     def add(self, step: int, loss: float | None, score: float | None) -> None:
         """Add what is known of a step."""
@@ -61,7 +70,8 @@ class Curve(QWidget):
             self.loss.append((step, loss))
         if score is not None:
             self.score.append((step, score))
-        self._draw()
+        if not self._later.isActive():
+            self._later.start()
 
     def match(self) -> None:
         """Take the colours of the theme."""

@@ -17,6 +17,7 @@ from napari_fovea.widgets import layers
 from napari_fovea.widgets.fine_tune_form import FineTuneForm, Said
 from napari_fovea.widgets.job import Job, call
 from napari_fovea.widgets.learning import History, Shown, View, learn, told
+from napari_fovea.widgets.projects import Projects
 from napari_fovea.widgets.results import ResultLayers
 from napari_fovea.widgets.session import Session, session
 from napari_fovea.widgets.strokes import (
@@ -63,7 +64,7 @@ class FineTuneDock(QWidget):
         self.current = -1
         self.candidate: tuple[Tuned, Any] | None = None
         self._tuner: tuple[Entry, str, Tuner] | None = None
-        self._base: Entry | None = None
+        self.base: Entry | None = None
         self._again = False
         self._place: tuple[str, int] = ("", -1)
         self._visited: list[tuple[int, int]] = []
@@ -73,12 +74,13 @@ class FineTuneDock(QWidget):
         layout.addWidget(self.form)
         self.setMinimumWidth(300)
         self._watch = Watch(self._lifted, self._changed)
+        self.projects = Projects(self)
         self._lift = QTimer(self)
         self._lift.setSingleShot(True)
         self._lift.setInterval(_LIFT)
         self._lift.timeout.connect(self._learn_live)
         self._connect()
-        self._list_layers()
+        self.list_layers()
         self._model_changed()
 
     def _connect(self) -> None:
@@ -89,12 +91,12 @@ class FineTuneDock(QWidget):
         form.train_button.clicked.connect(self.train)
         form.cancel_button.clicked.connect(self.cancel)
         form.anyway_button.clicked.connect(self._take_anyway)
-        form.history.itemDoubleClicked.connect(self._go_back)
-        form.back_button.clicked.connect(self._go_back)
+        form.history.itemDoubleClicked.connect(self.go_back)
+        form.back_button.clicked.connect(self.go_back)
         form.next_button.clicked.connect(self.next_place)
         form.save_button.clicked.connect(self._ask_save)
         form.painted_with.connect(self._paint_with)
-        self.viewer.layers.events.renamed.connect(self._list_layers)
+        self.viewer.layers.events.renamed.connect(self.list_layers)
         self.viewer.layers.selection.events.active.connect(self._follow_selection)
         self.session.changed.connect(self._model_changed)
         self.viewer.bind_key(KEY, self._next_by_key, overwrite=True)
@@ -103,14 +105,16 @@ class FineTuneDock(QWidget):
 
     def reset_choices(self, event: Any = None) -> None:
         """List the layers anew; napari calls this when layers change."""
-        self._list_layers()
+        self.list_layers()
 
-    def _list_layers(self, event: Any = None) -> None:
+    def list_layers(self, event: Any = None) -> None:
+        """List the layers anew, and forget pairs whose layers are gone."""
         there = set(self.viewer.layers)
         lost = [p for p in self.pairs if p.image not in there or p.labels not in there]
         self.pairs = [p for p in self.pairs if p not in lost]
         self.form.offer_layers(images_in(self.viewer), labels_in(self.viewer))
         self._show_pairs()
+        self.projects.look_for_lost_work()
         if lost and self.job is not None:
             self.form.say(
                 f"{lost[0]} was removed while it is learned from: the model is kept, "
@@ -143,13 +147,44 @@ class FineTuneDock(QWidget):
         image = self._layer(self.form.images)
         if image is None:
             return
-        labels = new_strokes(self.viewer, image)
-        self._list_layers()
+        try:
+            classes = len(self.form.names())
+        except FoveaError as error:
+            self.form.say(str(error), Said.ERROR)
+            return
+        labels = new_strokes(self.viewer, image, classes=classes)
+        self.list_layers()
         self.form.choose(self.form.labels, labels)
         if self.pairs:
             self.pairs.append(Pair(image, labels))
         self._show_pairs()
-        self.form.say("Paint on the image, at least two strokes of each class.")
+        self._see()
+
+    def _see(self) -> None:
+        """Show what the model in use says of the plane, and get ready to learn."""
+        pairs, entry = self.chosen_pairs(), self.session.chosen
+        if self.job is not None or entry is None or not pairs:
+            return
+        view = self._view_of(pairs)
+        if view is None:
+            return
+
+        def make(cancelled: Any) -> Generator[Any, None, Any]:
+            from napari_fovea.device import leaving_a_core
+
+            yield from ()
+            with leaving_a_core():
+                return view.of(self._tuner_for(entry))
+
+        def then(result: Any) -> None:
+            self._show(result)
+            self.form.say(
+                "This is what the model says. Paint where it is wrong, at least two "
+                "strokes of each class."
+            )
+
+        self._start(make, then)
+        self.form.say("Looking at the image…")
 
     def _add_pair(self) -> None:
         image, labels = self._layer(self.form.images), self._layer(self.form.labels)
@@ -179,8 +214,8 @@ class FineTuneDock(QWidget):
 
     def _model_changed(self) -> None:
         chosen = self.session.chosen
-        if chosen is not None and chosen is not self._base:
-            self._base = chosen
+        if chosen is not None and chosen is not self.base:
+            self.base = chosen
             self.form.name_classes(chosen.header.classes)
             self._begin_history(chosen.name)
         self._enable()
@@ -188,9 +223,10 @@ class FineTuneDock(QWidget):
     def _begin_history(self, name: str) -> None:
         self.steps, self.current, self.candidate = [History(name)], 0, None
         self._tuner = None
-        self._show_history()
+        self.show_history()
 
-    def _show_history(self) -> None:
+    def show_history(self) -> None:
+        """List the models one can go back to."""
         self.form.show_history([s.name for s in self.steps], self.current)
         self._enable()
 
@@ -214,6 +250,7 @@ class FineTuneDock(QWidget):
 
     def _changed(self, layer: Any) -> None:
         self._visited = []
+        self.projects.keeper.touch(layer)
 
     def _learn_live(self) -> None:
         if self.job is None:
@@ -257,7 +294,7 @@ class FineTuneDock(QWidget):
         self.job = Job(make)
         self.job.yielded.connect(self._on_event)
         self.job.returned.connect(self._on_result)
-        self.job.errored.connect(self._complain)
+        self.job.errored.connect(self.complain)
         self.job.finished.connect(self._on_finished)
         self._enable()
         self.job.start()
@@ -330,7 +367,8 @@ class FineTuneDock(QWidget):
         self.steps.append(History(name, tuned, self.form.live.isChecked()))
         self.current = count
         self.candidate = None
-        self._show_history()
+        self.projects.keeper.step(self.steps[-1])
+        self.show_history()
         spent = time.perf_counter() - self._began
         device = tuned.model.provenance["fine_tuned"]["device"]
         self.form.say(f"Learned in {spent:.1f} s on {device}")
@@ -362,7 +400,8 @@ class FineTuneDock(QWidget):
         note = {"source": self._shown.image.name, "provenance": result.provenance}
         self.results.finish(result, note)
 
-    def _complain(self, error: Exception) -> None:
+    def complain(self, error: Exception) -> None:
+        """Say what went wrong."""
         known = isinstance(error, FoveaError)
         told = str(error) if known else f"{type(error).__name__}: {error}"
         self.form.say(told, Said.ERROR)
@@ -377,7 +416,8 @@ class FineTuneDock(QWidget):
 
     # -- going back --------------------------------------------------------------
 
-    def _go_back(self, item: Any = None) -> None:
+    def go_back(self, item: Any = None) -> None:
+        """Use the chosen model of the history again."""
         index = self.form.history.currentRow()
         if self.job is not None or not 0 <= index < len(self.steps):
             return
@@ -385,7 +425,7 @@ class FineTuneDock(QWidget):
         if entry is None:
             return
         self.current, self.candidate = index, None
-        self._show_history()
+        self.show_history()
         pairs = self.chosen_pairs()
         view = self._view_of(pairs) if pairs else None
 
@@ -461,7 +501,7 @@ class FineTuneDock(QWidget):
         return step.tuned.model if step is not None and step.tuned is not None else None
 
     def _ask_save(self) -> None:
-        base = self._base.name if self._base else "model"
+        base = self.base.name if self.base else "model"
         path, _ = QFileDialog.getSaveFileName(
             self,
             "Save the model",
@@ -491,14 +531,14 @@ class FineTuneDock(QWidget):
                 f"Saved {path.name}; it is in the Model dock as {entry.name}."
             )
 
-        self._run(call(write), then)
+        self.run(call(write), then)
 
-    def _run(self, make: Any, then: Any) -> None:
+    def run(self, make: Any, then: Any) -> None:
         """Do something short beside what is going on."""
         job = Job(make)
         self._jobs.append(job)
         job.returned.connect(then)
-        job.errored.connect(self._complain)
+        job.errored.connect(self.complain)
         job.finished.connect(partial(self._jobs.remove, job))
         job.start()
 
@@ -508,6 +548,7 @@ class FineTuneDock(QWidget):
         if event.type() == QEvent.Type.ParentChange and self.parent() is None:
             self._lift.stop()
             self._watch.follow([])
+            self.projects.keeper.close()
             self._again = False
             if self.job is not None:
                 self.job.quit()

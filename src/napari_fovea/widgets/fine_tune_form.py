@@ -9,6 +9,7 @@ from psygnal import Signal
 from qtpy.QtCore import Qt
 from qtpy.QtGui import QColor, QIcon, QPixmap
 from qtpy.QtWidgets import (
+    QButtonGroup,
     QCheckBox,
     QComboBox,
     QFormLayout,
@@ -21,6 +22,7 @@ from qtpy.QtWidgets import (
     QPushButton,
     QRadioButton,
     QScrollArea,
+    QSizePolicy,
     QSpinBox,
     QToolButton,
     QVBoxLayout,
@@ -30,9 +32,10 @@ from qtpy.QtWidgets import (
 from napari_fovea.errors import TrainingError
 from napari_fovea.widgets.curve import Curve
 from napari_fovea.widgets.model import ModelPicker
+from napari_fovea.widgets.strokes import stroke_colours
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from napari.layers import Image, Labels, Layer
 
@@ -76,9 +79,7 @@ class FineTuneForm(QWidget):
         inside = QWidget()
         layout = QVBoxLayout(inside)
         layout.setContentsMargins(6, 6, 6, 6)
-        self.notice = QFrame()
-        self.notice.setLayout(QVBoxLayout())
-        self.notice.hide()
+        self._make_notice()
         layout.addWidget(self.notice)
         form = QFormLayout()
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
@@ -115,7 +116,18 @@ class FineTuneForm(QWidget):
         whole = QVBoxLayout(self)
         whole.setContentsMargins(0, 0, 0, 0)
         whole.addWidget(scroll)
-        self._scroll = scroll
+        # The dock gives its height to what can use it.
+        self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Expanding)
+
+    def _make_notice(self) -> None:
+        self.work = QLabel()
+        self.work.setWordWrap(True)
+        self.restore_button = QPushButton("Bring back")
+        self.restore_button.setToolTip("Lay these strokes on their image again")
+        self.forget_button = QPushButton("Throw away")
+        self.forget_button.setToolTip("Forget these strokes for good")
+        self.notice = _column(self.work, _row(self.restore_button, self.forget_button))
+        self.notice.hide()
 
     def _make_layers(self) -> None:
         self.images = QComboBox()
@@ -155,6 +167,9 @@ class FineTuneForm(QWidget):
         self.live.setToolTip("Learn live, as you paint")
         self.thorough = QRadioButton("Thorough")
         self.thorough.setToolTip("Train the whole network in the background")
+        self._speeds = QButtonGroup(self)
+        self._speeds.addButton(self.instant)
+        self._speeds.addButton(self.thorough)
         self.seconds = QSpinBox()
         self.seconds.setRange(5, 86_400)
         self.seconds.setValue(60)
@@ -225,7 +240,7 @@ class FineTuneForm(QWidget):
         return {least + i: name for i, name in enumerate(named)}
 
     def settings(self) -> dict[str, Any]:
-        """Settings of thorough learning."""
+        """Read the settings of thorough learning."""
         return {
             "seconds": float(self.seconds.value()),
             "freeze": self.freeze.isChecked(),
@@ -235,6 +250,29 @@ class FineTuneForm(QWidget):
         """Offer the names of a model's classes."""
         self.classes.setText(", ".join(names))
         self._offer_brushes()
+
+    def state(self) -> dict[str, Any]:
+        """All settings, as a project keeps them."""
+        return {
+            "zero": self.zero.currentText(),
+            "instant": self.instant.isChecked(),
+            "live": self.live.isChecked(),
+            "seconds": self.seconds.value(),
+            "freeze": self.freeze.isChecked(),
+        }
+
+    def set_state(self, state: Mapping[str, Any], classes: Mapping[int, str]) -> None:
+        """Set what a project kept; what is odd is left as it is."""
+        if state.get("zero") in _ZERO:
+            self.zero.setCurrentText(str(state["zero"]))
+        chosen = self.instant if state.get("instant", True) else self.thorough
+        chosen.setChecked(True)
+        self.live.setChecked(bool(state.get("live", False)))
+        self.freeze.setChecked(bool(state.get("freeze", True)))
+        if isinstance(state.get("seconds"), int):
+            self.seconds.setValue(int(state["seconds"]))
+        if classes:
+            self.name_classes([classes[k] for k in sorted(classes)])
 
     # -- what is shown ------------------------------------------------------------
 
@@ -268,8 +306,6 @@ class FineTuneForm(QWidget):
         self.pair_list.addItems(list(told))
 
     def _offer_brushes(self) -> None:
-        from napari.utils.colormaps import label_colormap
-
         layout = self.brushes.layout()
         for button in self.brush_buttons:
             layout.removeWidget(button)
@@ -279,14 +315,14 @@ class FineTuneForm(QWidget):
             names = self.names()
         except TrainingError:
             return
-        colours = label_colormap()
+        colours = stroke_colours(len(names), first=min(names))
         for number, name in list(names.items())[:6]:
             button = QToolButton()
             button.setText(f"{number} {name}")
             button.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
             picture = QPixmap(12, 12)
-            rgba = colours.map(number)
-            picture.fill(QColor.fromRgbF(*(float(x) for x in rgba[:3])))
+            red, green, blue, _ = (float(x) for x in colours.map(number))
+            picture.fill(QColor.fromRgbF(red, green, blue))
             button.setIcon(QIcon(picture))
             button.setToolTip(f"Paint {name}")
             button.clicked.connect(lambda _=False, n=number: self.painted_with.emit(n))
@@ -299,6 +335,11 @@ class FineTuneForm(QWidget):
         for i, name in enumerate(names):
             self.history.addItem(f"▸ {name}" if i == current else f"   {name}")
         self.history.setCurrentRow(current)
+
+    def offer_work(self, told: str) -> None:
+        """Offer strokes that were left behind; with nothing to tell, hide it."""
+        self.work.setText(told)
+        self.notice.setVisible(bool(told))
 
     def show_verdict(self, verdict: Verdict) -> None:
         """Say how the new model compares."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,11 +27,14 @@ class History:
         None for the model that it all began with.
     live : bool
         Whether it came from a refit after a stroke: the next such takes its place.
+    date : str
+        When it took over, in ISO format.
     """
 
     name: str
     tuned: Tuned | None = None
     live: bool = False
+    date: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%S"))
 
 
 @dataclass(frozen=True)

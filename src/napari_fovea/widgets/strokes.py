@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.layers import Image, Labels
+from napari.utils.colormaps import DirectLabelColormap, label_colormap
 
 from napari_fovea.errors import TrainingError
 from napari_fovea.widgets import layers
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 ENDING = "strokes"
 BRUSH = 4
+_GROUND = "#5b8def"  # background: told apart from the first classes
 
 
 @dataclass(frozen=True)
@@ -36,20 +38,46 @@ class Pair:
         return f"{self.image.name} {str(self.image.unique_id)[:8]}"
 
 
-def new_strokes(viewer: Any, image: Image) -> Labels:
+def new_strokes(viewer: Any, image: Image, *, classes: int = 2) -> Labels:
     """Add an empty labels layer over an image, ready to be painted on."""
     data = image.data[0] if image.multiscale else image.data
     shape = data.shape[:-1] if image.rgb else data.shape
-    layer = Labels(
-        np.zeros(shape, np.uint8),
-        name=f"{image.name} {ENDING}",
-        **layers.placement(image, (0.0,) * image.ndim),
-    )
-    layer.brush_size = BRUSH
+    name = f"{image.name} {ENDING}"
+    layer = stroke_layer(image, np.zeros(shape, np.uint8), name=name, classes=classes)
     viewer.add_layer(layer)
     layer.mode = "paint"
     layer.selected_label = 1
     return layer
+
+
+def stroke_layer(image: Image, data: Any, *, name: str, classes: int) -> Labels:
+    """Make a labels layer that lies on an image, in the colours of its classes."""
+    layer = Labels(
+        data,
+        name=name,
+        colormap=stroke_colours(classes),
+        **layers.placement(image, (0.0,) * image.ndim),
+    )
+    layer.brush_size = BRUSH
+    return layer
+
+
+def stroke_colours(classes: int, *, first: int = 1) -> DirectLabelColormap:
+    """Colours to paint classes with: those that a result shows them in.
+
+    Parameters
+    ----------
+    classes : int
+        Number of classes, background included; a result does not show that one.
+    first : int
+        What background is painted with; 0 is left out where it means unpainted.
+    """
+    # As a labels layer shows numbers by itself.
+    shown = label_colormap(49, 0.5, background_value=0)
+    colours: dict[int | None, Any] = {None: "transparent", 0: "transparent"}
+    for c in range(classes):
+        colours[first + c] = shown.map(c) if c else _GROUND
+    return DirectLabelColormap(color_dict=colours)
 
 
 def images_in(viewer: Any) -> list[Image]:
