@@ -15,7 +15,7 @@ from conftest import tiny_model
 from napari_fovea import complete, segment
 from napari_fovea.errors import CheckpointError, FoveaError, ModelError
 from napari_fovea.metrics import dice
-from napari_fovea.models import Model, entries
+from napari_fovea.models import Model, shipped
 from napari_fovea.models.checkpoint import FORMAT, read_header
 from napari_fovea.sample_data import make_nuclei
 

@@ -35,7 +35,7 @@ class Curve(QWidget):
         item.scene().addItem(self._other)
         item.getAxis("right").linkToView(self._other)
         self._other.setXLink(item)
-        self._other.setYRange(0, 1)
+        self._other.setYRange(0, 1.05, padding=0)
         item.vb.sigResized.connect(self._fit)
         self._loss_line = self._plot.plot(pen=pyqtgraph.mkPen(_LOSS, width=2))
         self._score_line = pyqtgraph.PlotDataItem(

@@ -96,6 +96,8 @@ class FineTuneDock(QWidget):
         form.next_button.clicked.connect(self.next_place)
         form.save_button.clicked.connect(self._ask_save)
         form.painted_with.connect(self._paint_with)
+        for box in (form.images, form.labels):
+            box.currentIndexChanged.connect(lambda _: self._show_pairs())
         self.viewer.layers.events.renamed.connect(self.list_layers)
         self.viewer.layers.selection.events.active.connect(self._follow_selection)
         self.session.changed.connect(self._model_changed)

@@ -47,9 +47,7 @@ class ModelPicker(QComboBox):
 
     def __init__(self, shared: Session) -> None:
         super().__init__()
-        self.setToolTip(
-            "Models that ship with napari-fovea, your own, and those from files"
-        )
+        self.setToolTip("Models that ship, your own, and those loaded from files")
         self.setMinimumContentsLength(_NAME)
         self.session = shared
         self.currentIndexChanged.connect(self._choose)

@@ -54,8 +54,11 @@ class Projects:
             names = self.dock.form.names()
         except FoveaError:
             names = {}
-        base = str(self.dock.base.path) if self.dock.base is not None else ""
-        return base, names, self.dock.form.state()
+        base = self.dock.base.name if self.dock.base is not None else ""
+        settings = self.dock.form.state()
+        if self.dock.base is not None:
+            settings["base_file"] = str(self.dock.base.path)
+        return base, names, settings
 
     def ask_save(self) -> None:
         """Ask for a folder and save the project there."""
@@ -182,14 +185,10 @@ class Projects:
             )
             if not pairs:
                 return
-        entry = next(
-            (
-                e
-                for e in self.dock.session.entries
-                if project.base in (str(e.path), e.name)
-            ),
-            None,
-        )
+        file = project.settings.get("base_file")
+        known = [e for e in self.dock.session.entries if e.name == project.base]
+        known.sort(key=lambda e: str(e.path) != file)
+        entry = known[0] if known else None
         if entry is not None:
             self.dock.session.choose(entry)
         self.dock.form.set_state(project.settings, project.classes)
