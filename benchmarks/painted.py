@@ -329,11 +329,13 @@ def guard(model: Model, options: Any) -> None:
 
 def swapped(strokes: np.ndarray) -> np.ndarray:
     """Swap the classes of every second stroke."""
-    result = strokes.copy()
+    result, every = strokes.copy(), 0
     for c in (1, 2):
         pieces, count = label(strokes == c, connectivity=2, return_num=True)
-        for i in range(1, count + 1, 2):
-            result[pieces == i] = 3 - c
+        for i in range(1, count + 1):
+            if every % 2:
+                result[pieces == i] = 3 - c
+            every += 1
     return result
 
 

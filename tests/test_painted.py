@@ -134,9 +134,6 @@ def test_numbers_become_classes(
         assert (plane.classes[5 * i, :4] == numbers.index(number)).all()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a name for 0 makes all that is unpainted a class"
-)
 def test_names_of_nothing_leave_unpainted_pixels_unknown(
     picture: np.ndarray, strokes: np.ndarray, model: Model
 ) -> None:
@@ -192,7 +189,6 @@ def test_any_whole_numbers_are_read(
     assert read_painted([one], model).pixels()["nucleus"] == (picture > 120).sum()
 
 
-@pytest.mark.xfail(strict=True, reason="planes of images of one name have one key")
 def test_images_of_one_name_are_not_mixed_up(
     picture: np.ndarray, strokes: np.ndarray, model: Model
 ) -> None:
@@ -275,7 +271,6 @@ def test_other_bad_input_gets_one_sentence_too(
         read_painted([whole], model)
 
 
-@pytest.mark.xfail(strict=True, reason="the number of names is not checked")
 def test_more_names_than_can_be_told_apart_get_a_sentence(
     picture: np.ndarray, strokes: np.ndarray, model: Model
 ) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -17,6 +20,9 @@ from napari_fovea.cli.common import (
     progress_bar,
 )
 from napari_fovea.errors import FoveaError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @app.command()
@@ -95,7 +101,7 @@ def finetune(
             channels=first.channels,
             outputs=len(first.outputs),
         )
-    stopped = False
+    stopped = threading.Event()
     run = fine_tune(
         annotations,
         first,
@@ -107,9 +113,9 @@ def finetune(
         precision=precision,
         seed=seed,
         replay=replay,
-        cancelled=lambda: stopped,
+        cancelled=stopped.is_set,
     )
-    with progress_bar() as bar:
+    with _interrupts(stopped), progress_bar() as bar:
         task = bar.add_task("looking", total=1.0)
         while True:
             try:
@@ -128,6 +134,21 @@ def finetune(
         )
     tuned.model.save(output, half=True)
     out.print(f"saved {output}, {output.stat().st_size / 1e6:.1f} MB")
+
+
+@contextmanager
+def _interrupts(stopped: threading.Event) -> Iterator[None]:
+    """Let a first Ctrl+C ask to stop, and a second one stop at once."""
+
+    def ask(number: int, frame: Any) -> None:
+        stopped.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _read(

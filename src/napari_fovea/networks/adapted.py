@@ -51,17 +51,20 @@ class _Base(NetworkConfig):
 
     @model_validator(mode="after")
     def _fits_base(self) -> _Base:
+        # By name, before anything inside is looked at: it may be nested without end.
+        if self.base.startswith("adapted"):
+            raise ValueError("an adapted network cannot hold another")
         try:
             settings = validate(self.base, self.settings)
         except ModelError as error:
             raise ValueError(str(error)) from error
-        if isinstance(settings, _Base):
-            raise ValueError("an adapted network cannot hold another")
         if settings.channels != self.channels:
             raise ValueError(f"{self.base} has other channels")
         used = set(self.belongs)
         if len(self.belongs) != settings.classes or used != set(range(len(used))):
             raise ValueError(f"{self.base} has {settings.classes} outputs to belong")
+        if len(used) < 2:
+            raise ValueError("outputs belong to at least two classes")
         if self.kept and self.classes != settings.classes:
             raise ValueError(f"{self.base} has other classes")
         self._check_kind(settings)
@@ -260,8 +263,9 @@ class _Reading(nn.Module):
         if not self.config.kept or self.config.spoken == self.config.classes:
             return classes
         index = torch.tensor(self.config.belongs, device=classes.device)
-        sums = class_sums(looked.outputs, self.config.belongs).clamp(min=_LEAST)
-        share = looked.outputs.clamp(min=_LEAST) / sums.index_select(1, index)
+        outputs = looked.outputs.clamp(min=_LEAST)
+        sums = class_sums(outputs, self.config.belongs)
+        share = outputs / sums.index_select(1, index)
         return classes.index_select(1, index) + share.log()
 
 

@@ -26,8 +26,9 @@ class EnsembleConfig(DenseConfig):
 
     @model_validator(mode="after")
     def _of_dense_members(self) -> EnsembleConfig:
-        if self.member == "ensemble":
-            raise ValueError("an ensemble cannot hold ensembles")
+        # By name, before anything inside is looked at: it may be nested without end.
+        if self.member == "ensemble" or self.member.startswith("adapted"):
+            raise ValueError("an ensemble cannot hold ensembles, or adapted networks")
         try:
             settings = validate(self.member, self.settings)
         except ModelError as error:

@@ -34,6 +34,12 @@ if TYPE_CHECKING:
     from napari_fovea.training.samples import Sample
 
 
+_OF_PATCHES = (
+    "Model {name!r} tells the class of patches, and learns only from whole folders of "
+    "labels: use 'napari-fovea train', or choose another model."
+)
+
+
 def adapted(model: Model, classes: tuple[str, ...]) -> Model:
     """Wrap a model's network so that evidence can be read beside its opinion.
 
@@ -59,16 +65,17 @@ def adapted(model: Model, classes: tuple[str, ...]) -> Model:
         belongs = network.config.belongs
         config = validate(network.config.base, network.config.settings)
         network = network.base
-    if isinstance(config, MaskRCNNConfig | PatchCenterConfig):
-        kind = name_of(network)
+    if isinstance(config, MaskRCNNConfig):
         raise TrainingError(
-            f"Model {model.name!r} is a {kind} network, which cannot be refitted in an "
+            f"Model {model.name!r} finds whole objects, and cannot be refitted in an "
             "instant: choose thorough learning, or another model."
         )
+    if isinstance(config, PatchCenterConfig):
+        raise TrainingError(_OF_PATCHES.format(name=model.name))
     outputs = model.outputs if kept else tuple(range(len(classes)))
     settings: dict[str, Any] = {
         "base": name_of(network),
-        "settings": config.model_dump(),
+        "settings": config.model_dump(mode="json"),
         "belongs": belongs,
         "kept": kept,
         "channels": config.channels,
@@ -107,10 +114,7 @@ def student(trunk: Model, painted: Painted) -> Model:
     """
     config = trunk.config
     if isinstance(config, PatchCenterConfig):
-        raise TrainingError(
-            f"Model {trunk.name!r} tells the class of patches, and learns only from "
-            "whole folders of labels: use 'napari-fovea train', or another model."
-        )
+        raise TrainingError(_OF_PATCHES.format(name=trunk.name))
     instances = any(p.instances is not None for p in painted.planes)
     if isinstance(config, MaskRCNNConfig) and not instances:
         raise TrainingError(
@@ -125,13 +129,15 @@ def student(trunk: Model, painted: Painted) -> Model:
         network = network.base
     count = len(painted.classes)
     inner: Any = network.config
-    settings = inner.model_dump() | {"classes": count}
-    if "member" in settings:
-        settings["settings"] = settings["settings"] | {"classes": count}
+    settings = _with_classes(inner.model_dump(), count)
     fresh = build(name_of(network), settings)
-    own = fresh.state_dict()
-    known = network.state_dict()
-    own.update({k: v for k, v in known.items() if own[k].shape == v.shape})
+    with torch.device("meta"):
+        other = build(name_of(network), _with_classes(settings, count + 1)).state_dict()
+    own, known = fresh.state_dict(), network.state_dict()
+    # What depends on the number of classes begins anew, even where its size happens
+    # to be the same: borders are no class.
+    same = [k for k in own if own[k].shape == other[k].shape == known[k].shape]
+    own.update({k: known[k] for k in same})
     fresh.load_state_dict(own)
     return replace(
         trunk,
@@ -142,10 +148,29 @@ def student(trunk: Model, painted: Painted) -> Model:
     )
 
 
-def replayed(sample: Sample, model: Model, *, complete: bool) -> Sample:
-    """Bring an image that was learned from before into the form of a painted one."""
+def _with_classes(settings: dict[str, Any], count: int) -> dict[str, Any]:
+    """Change the number of outputs, of members too."""
+    changed = settings | {"classes": count}
+    if "member" in settings:
+        changed["settings"] = settings["settings"] | {"classes": count}
+    return changed
+
+
+def replayed(sample: Sample, model: Model, *, objects: bool) -> Sample:
+    """Bring an image that was learned from before into the form of a painted one.
+
+    Parameters
+    ----------
+    sample : Sample
+        Its classes are outputs of the model.
+    model : Model
+        What learns.
+    objects : bool
+        Whether what was painted tells objects apart.
+    """
     classes = sample.classes
-    if not (complete and sample.instances is not None):
+    if not objects:
+        sample = replace(sample, instances=None)
         belongs = torch.full((VOID + 1,), VOID, dtype=torch.uint8)
         belongs[: len(model.outputs)] = torch.tensor(model.outputs, dtype=torch.uint8)
         classes = belongs[classes.long()]

@@ -4,33 +4,23 @@ from __future__ import annotations
 
 import copy
 import time
-from collections import OrderedDict
-from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Literal
-from weakref import WeakSet
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from torch import nn
 
 from napari_fovea import device as devices
 from napari_fovea.errors import TrainingError
-from napari_fovea.images import read_planes, to_tensor
-from napari_fovea.inference.assembly import Assembly
-from napari_fovea.inference.dense import ready
-from napari_fovea.inference.reading import complete
-from napari_fovea.inference.segmenting import reader_for
 from napari_fovea.networks import (
     Adapted,
     AdaptedRetina,
     MaskRCNNConfig,
-    PatchCenterConfig,
     RetinaConfig,
     name_of,
 )
-from napari_fovea.training.adapting import adapted, replayed, stamped, student
+from napari_fovea.training.adapting import replayed, stamped, student
 from napari_fovea.training.evidence import (
+    Gathered,
     class_logits,
     fit_evidence,
     gather,
@@ -41,14 +31,13 @@ from napari_fovea.training.fit import fit
 from napari_fovea.training.guard import (
     Scores,
     Stroke,
-    Verdict,
     balanced,
     carried,
     fold_strokes,
     judge,
     strokes_of,
 )
-from napari_fovea.training.looks import Looks, Rows, looks_of
+from napari_fovea.training.learned import MODES, Learning, Mode, Tuned
 from napari_fovea.training.painted import (
     Annotation,
     Painted,
@@ -57,95 +46,19 @@ from napari_fovea.training.painted import (
 )
 from napari_fovea.training.processes import check_precision
 from napari_fovea.training.recipes import STROKES
-from napari_fovea.training.samples import VOID
+from napari_fovea.training.seeing import Seeing
 from napari_fovea.training.strokes import Lesson, held_scores, sample_of, stroke_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping, Sequence
 
-    from numpy.typing import ArrayLike
-
-    from napari_fovea.inference import Segmentation
-    from napari_fovea.inference.reading import Seen
     from napari_fovea.models import Model
     from napari_fovea.training.samples import Sample
-
-Mode = Literal["instant", "thorough"]
 
 SECONDS = 60.0
 """Time that thorough learning takes unless it is told otherwise."""
 
-KEPT = 512 << 20
-"""Most bytes of features that are kept of planes other than the last one."""
-
 _NEVER: Callable[[], bool] = lambda: False  # noqa: E731
-
-
-@dataclass(frozen=True, slots=True)
-class Learning:
-    """How far a refit or a training has come.
-
-    Attributes
-    ----------
-    phase : str
-        ``"looking"``, ``"fitting"`` or ``"training"``.
-    step : int
-        Planes looked at, fits made, or epochs trained.
-    fraction : float
-        Estimate of how much is done, in [0, 1].
-    loss : float or None
-        Of what is learned from.
-    score : float or None
-        On strokes held out; see `Verdict`.
-    seconds_left : float or None
-        Estimate; None where nothing can be said.
-    device : str
-        What computes.
-    model : Model or None
-        The model as it stands, from thorough learning.
-    """
-
-    phase: str
-    step: int
-    fraction: float
-    loss: float | None = None
-    score: float | None = None
-    seconds_left: float | None = None
-    device: str = ""
-    model: Model | None = None
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """A model that learned from strokes, and how it compares.
-
-    Attributes
-    ----------
-    model : Model
-        With its provenance.
-    trunk : Model
-        What later refits start from: of a thorough one this very model, of an instant
-        one that which it was fitted to.
-    verdict : Verdict
-        Whether it may take over.
-    mode : str
-        ``"instant"`` or ``"thorough"``.
-    scores : dict
-        Score of each stroke when it was held out.
-    planes : tuple of PaintedPlane
-        What was painted.
-    learned : frozenset of Stroke
-        Strokes that weights before the last layer have learned: nothing can be held
-        out of these any more.
-    """
-
-    model: Model
-    trunk: Model
-    verdict: Verdict
-    mode: str
-    scores: Scores
-    planes: tuple[PaintedPlane, ...]
-    learned: frozenset[Stroke] = frozenset()
 
 
 def fine_tune(
@@ -204,6 +117,10 @@ def fine_tune(
     TrainingError
         If nothing can be learned from the annotations, or the model cannot learn so.
     """
+    if mode not in MODES:
+        raise TrainingError(
+            f"There is no mode {mode!r}; expected {' or '.join(map(repr, MODES))}."
+        )
     tuner = Tuner(model, device=device)
     painted = read_painted(annotations, model, names=names)
     if mode == "instant":
@@ -221,7 +138,7 @@ def fine_tune(
     return (yield from run)
 
 
-class Tuner:
+class Tuner(Seeing):
     """Learns from strokes again and again, and keeps what can be used again.
 
     Parameters
@@ -240,15 +157,8 @@ class Tuner:
     """
 
     def __init__(self, model: Model, *, device: str = "auto") -> None:
-        self.trunk = model
+        super().__init__(model, device=device)
         self.current: Tuned | None = None
-        self.device = devices.pick(device)
-        self._adapted: tuple[tuple[str, ...], Model] | None = None
-        self._network: Any = None
-        self._looks: OrderedDict[tuple[str, int], tuple[str, Looks]] = OrderedDict()
-        self._rows: dict[tuple[str, int], tuple[str, Rows]] = {}
-        # Networks that read other evidence from the same looks.
-        self._mine: WeakSet[nn.Module] = WeakSet()
 
     @property
     def model(self) -> Model:
@@ -281,54 +191,6 @@ class Tuner:
             self.trunk = trunk
             self.forget()
 
-    def forget(self) -> None:
-        """Give back the memory of all that was seen."""
-        self._adapted = self._network = None
-        self._looks.clear()
-        self._rows.clear()
-        self._mine.clear()
-
-    # -- looking -------------------------------------------------------------------
-
-    def _prepare(self, classes: tuple[str, ...]) -> Any:
-        """Make the trunk read evidence, on the device; kept until it changes."""
-        if self._adapted is None or self._adapted[0] != classes:
-            self.forget()
-            model = adapted(self.trunk, classes)
-            self._adapted = (classes, model)
-            self._network = ready(model, self.device)
-        return self._network
-
-    def _can_adapt(self) -> bool:
-        """Tell whether there is evidence to be read beside the trunk's opinion."""
-        return not isinstance(self.trunk.config, MaskRCNNConfig | PatchCenterConfig)
-
-    def _look(self, plane: PaintedPlane) -> Looks:
-        assert self._adapted is not None
-        digest = sha256(plane.image[:1].numpy().tobytes()).hexdigest()
-        known = self._looks.get(plane.key)
-        if known is None or known[0] != digest:
-            image = plane.image.to(self.device)
-            base = self._adapted[1]
-            known = (digest, looks_of(self._network, image, model=base))
-            self._looks[plane.key] = known
-        self._looks.move_to_end(plane.key)
-        while (
-            len(self._looks) > 1
-            and sum(x.bytes for _, x in self._looks.values()) > KEPT
-        ):
-            self._looks.popitem(last=False)
-        return known[1]
-
-    def _see(self, plane: PaintedPlane) -> Rows:
-        parts = (plane.classes.tobytes(), plane.image[:1].numpy().tobytes())
-        digest = sha256(b"".join(parts)).hexdigest()
-        known = self._rows.get(plane.key)
-        if known is None or known[0] != digest:
-            known = (digest, self._look(plane).rows(plane))
-            self._rows[plane.key] = known
-        return known[1]
-
     # -- instant -----------------------------------------------------------------------
 
     def instant(
@@ -342,6 +204,9 @@ class Tuner:
         began = time.perf_counter()
         network = self._prepare(painted.classes)
         told = devices.describe(self.device)
+        self._rows = {
+            p.key: self._rows[p.key] for p in painted.planes if p.key in self._rows
+        }
         rows = []
         for i, plane in enumerate(painted.planes):
             rows.append((plane.key, self._see(plane)))
@@ -368,16 +233,13 @@ class Tuner:
             yield Learning("fitting", step, 0.9, None, so_far, device=told)
             if cancelled():
                 break
-        if torch.equal(start, torch.zeros_like(start)):
-            base = gathered.base
-        else:
-            base = class_logits(gathered, start).softmax(1).float()
-        before = row_scores(gathered, base)
-        if self.current is not None and self.current.mode == "instant":
+        before = row_scores(gathered, self._start(gathered, start))
+        same = len(self.model.classes) == len(painted.classes)
+        if self.current is not None and self.current.mode == "instant" and same:
             before = self._before(planes, row_scores(gathered, self._now(gathered)))
         learned = self._learned(planes)
         fresh = {s: x for s, x in scores.items() if s not in learned} or scores
-        verdict = judge(before, fresh)
+        verdict = judge(before, fresh, classes=len(painted.classes))
         assert self._adapted is not None
         model = copy.deepcopy(self._adapted[1])
         assert isinstance(model.network, Adapted | AdaptedRetina)
@@ -428,6 +290,12 @@ class Tuner:
             )
         check_precision(precision)
         start = student(self.trunk, painted)
+        if replay and len(start.classes) != len(self.trunk.classes):
+            raise TrainingError(
+                f"There are {len(start.classes)} classes, but what is to be replayed "
+                f"has the {len(self.trunk.classes)} of model {self.trunk.name!r}; "
+                "expected as many: leave the replay out."
+            )
         told = devices.describe(self.device)
         strokes = strokes_of(painted.planes)
         learned = self._learned(painted.planes)
@@ -445,6 +313,7 @@ class Tuner:
                 yield Learning("looking", i + 1, 0.0, device=told)
         # The features are no longer needed, and training takes memory itself.
         self.forget()
+        objects = any(p.instances is not None for p in painted.planes)
         detects = isinstance(start.config, MaskRCNNConfig)
         classes = 0 if detects else len(start.classes)
         samples = [
@@ -456,9 +325,12 @@ class Tuner:
                 classes=classes,
             )
             for plane in painted.planes
+            if not held.issuperset(strokes_of([plane]))
         ]
-        samples += [replayed(s, start, complete=painted.complete) for s in replay]
-        recipe = STROKES.get(name_of(start.network), STROKES[""])
+        samples += [replayed(s, start, objects=objects) for s in replay]
+        retina = isinstance(start.config, RetinaConfig)
+        kind = "retina-vgg" if retina else name_of(start.network)
+        recipe = STROKES.get(kind, STROKES[""])
         lesson = Lesson(painted.planes, held)
         task = stroke_task(
             start,
@@ -501,7 +373,7 @@ class Tuner:
         model.network.to(self.device)
         scores = held_scores(model, lesson.planes, held)
         model.network.cpu()
-        verdict = judge(before, scores)
+        verdict = judge(before, scores, classes=len(painted.classes))
         model = stamped(
             replace(model, name=name or self.trunk.name),
             self.trunk,
@@ -558,16 +430,25 @@ class Tuner:
         scores: Scores = {}
         for some in held_out_scores(gathered, start, parts, use=use):
             scores |= some
-        own = row_scores(gathered, gathered.base, of=use)
-        trusted = network.config.kept and balanced(own) >= balanced(scores)
+        own = row_scores(gathered, self._start(gathered, start), of=use)
+        trusted = bool(scores) and network.config.kept
+        trusted = trusted and balanced(own) >= balanced(scores)
+        plain = trusted and not bool(start.any())
         assert self._adapted is not None
         for plane in painted.planes:
-            outputs = self._look(plane).read(taught, plain=trusted).outputs
+            looks = self._look(plane)
+            outputs = looks.read(network if trusted else taught, plain=plain).outputs
             yield plane.key, self._adapted[1].class_probabilities(outputs).cpu()
             if cancelled():
                 return
 
-    def _now(self, gathered: Any) -> torch.Tensor:
+    def _start(self, gathered: Gathered, start: torch.Tensor) -> torch.Tensor:
+        """Class probabilities of rows by the trunk, which may read evidence itself."""
+        if not bool(start.any()):
+            return gathered.base
+        return class_logits(gathered, start).softmax(1).float()
+
+    def _now(self, gathered: Gathered) -> torch.Tensor:
         """Class probabilities of rows by the model in use, which reads evidence."""
         assert self.current is not None
         network = self.current.model.network
@@ -589,66 +470,3 @@ class Tuner:
         return frozenset(
             s for plane in planes for s in carried(self.current.planes, known, plane)
         )
-
-    def segment(
-        self, image: ArrayLike, index: int, *, name: str, rgb: bool | None, model: Model
-    ) -> Segmentation:
-        """Segment a plane; if it was looked at already, without looking again.
-
-        Parameters
-        ----------
-        image : array_like
-            As in `Annotation`.
-        index : int
-            Plane of the stack, counted from 0.
-        name : str
-            Of the image, as in its annotation.
-        rgb : bool, optional
-            Whether the last axis holds channels; guessed by default.
-        model : Model
-            That in use, or one that came from this tuner.
-
-        Returns
-        -------
-        Segmentation
-            Of the plane alone.
-        """
-        began = time.perf_counter()
-        planes = read_planes(image, rgb=rgb).for_network(model.channels, blank=True)
-        limits = model.normalisation.limits(planes)
-        one = replace(planes, data=planes.data[index : index + 1], lead=())
-        pixels = to_tensor(one.data[0], limits=limits, channels=model.channels)
-        seen = self._read((name, index), pixels, model)
-        focused = isinstance(model.config, RetinaConfig)
-        store = Assembly(
-            one, classes=len(model.classes), shape=one.shape, focused=focused
-        )
-        store.add(0, model, seen, diameter=model.object_diameter)
-        path = store.path(grid=model.config.grid) if focused else None  # type: ignore[attr-defined]
-        made = {
-            "model": model.name,
-            "fine_tuned": model.provenance.get("fine_tuned"),
-            "device": devices.describe(self.device),
-            "fixations": len(path) if path is not None else None,
-            "cancelled": False,
-            "seconds": round(time.perf_counter() - began, 3),
-        }
-        return store.result(path, made)
-
-    def _read(self, key: tuple[str, int], pixels: torch.Tensor, model: Model) -> Seen:
-        network = copy.deepcopy(model.network).to(self.device)
-        shape = (pixels.shape[1], pixels.shape[2])
-        plain = model is self.trunk and self._can_adapt()
-        if plain:
-            self._prepare(self._adapted[0] if self._adapted else model.classes)
-        if plain or model.network in self._mine:
-            nothing = np.full(shape, VOID, np.uint8)
-            plane = PaintedPlane(key, pixels, nothing, np.zeros(shape, np.int32))
-            network = self._network if plain else network
-            return self._look(plane).read(network, plain=plain)
-        placed = replace(model, network=network)
-        run = reader_for(placed, self.device, shape).read(
-            pixels.to(self.device), scale=(1.0, 1.0), cancelled=_NEVER
-        )
-        seen: Seen = complete(run)
-        return seen

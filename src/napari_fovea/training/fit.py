@@ -319,7 +319,7 @@ class _Clock:
 
     def place(self, step: int, steps: int) -> tuple[float, float]:
         """Where a step stands, and where the last one does."""
-        if self._seconds is None or not self._spent:
+        if self._seconds is None or not step:
             return step, steps
         # As many steps fit into the time as went by until now, in proportion.
         return step, min(steps, max(step + 1, step * self._seconds / self._spent))

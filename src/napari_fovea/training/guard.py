@@ -20,6 +20,7 @@ FOLDS = 4
 """Parts into which the strokes of each class are divided."""
 
 _NOTICED = 1e-3  # a smaller gain is none
+_ABOVE_CHANCE = 0.25  # of the way from guessing to being always right
 
 
 class Stroke(NamedTuple):
@@ -69,9 +70,13 @@ def fold_strokes(
         by_class.setdefault(stroke.label, []).append(stroke)
     parts = {}
     for some in by_class.values():
-        for i, stroke in enumerate(some):
-            part = sum(block_of(stroke.number)) if complete else i
-            parts[stroke] = part % folds if len(some) > 1 else -1
+        dealt = list(range(len(some)))
+        if complete:
+            blocks = [sum(block_of(stroke.number)) for stroke in some]
+            # A class that lies in one part only is dealt out: some of it must remain.
+            dealt = blocks if len({b % folds for b in blocks}) > 1 else dealt
+        for i, stroke in zip(dealt, some, strict=True):
+            parts[stroke] = i % folds if len(some) > 1 else -1
     return parts
 
 
@@ -99,6 +104,8 @@ class Verdict:
     gained, lost : float
         What the strokes that got better contribute to the difference, and what
         those contribute that got worse; both at least 0.
+    classes : int
+        Classes that are told apart.
     """
 
     before: float
@@ -106,15 +113,24 @@ class Verdict:
     strokes: int
     gained: float
     lost: float
+    classes: int = 2
 
     @property
     def better(self) -> bool:
         """Whether the new model may take over.
 
-        It must score higher, and what it gains must be at least twice what it loses:
-        where strokes contradict each other, gains and losses are alike.
+        It must score higher, clearly more than by guessing, and what it gains must be
+        at least twice what it loses: where strokes contradict each other, gains and
+        losses are alike, and nothing can be foretold of those that are held out.
         """
-        return self.after > self.before + _NOTICED and self.gained >= 2 * self.lost
+        higher = self.after > self.before + _NOTICED
+        return higher and not self.guessing and self.gained >= 2 * self.lost
+
+    @property
+    def guessing(self) -> bool:
+        """Whether the new model is hardly better than chance."""
+        chance = 1 / self.classes
+        return self.after < chance + _ABOVE_CHANCE * (1 - chance)
 
     def __str__(self) -> str:
         if not self.strokes:
@@ -125,25 +141,38 @@ class Verdict:
         told = f"{self.before:.3f} → {self.after:.3f}, {self.strokes} held-out strokes"
         if self.better:
             return told
+        if self.guessing:
+            return f"{told}, hardly better than guessing: paint more"
         if self.after > self.before + _NOTICED:
             return f"{told}, but much got worse: some strokes may contradict others"
         return f"{told}, no better than before"
 
 
-def judge(before: Mapping[Stroke, float], after: Mapping[Stroke, float]) -> Verdict:
-    """Compare two models on the strokes that both were scored on."""
+def judge(
+    before: Mapping[Stroke, float], after: Mapping[Stroke, float], *, classes: int = 2
+) -> Verdict:
+    """Compare two models on the strokes that both were scored on.
+
+    Parameters
+    ----------
+    before, after : mapping of Stroke to float
+        Their scores.
+    classes : int
+        Classes that are told apart.
+    """
     both = [s for s in after if s in before]
-    classes = {s.label for s in both}
-    counts = {c: sum(s.label == c for s in both) for c in classes}
+    labels = {s.label for s in both}
+    counts = {c: sum(s.label == c for s in both) for c in labels}
     changes = np.array(
-        [(after[s] - before[s]) / counts[s.label] / len(classes) for s in both]
+        [(after[s] - before[s]) / counts[s.label] / len(labels) for s in both]
     )
     return Verdict(
         balanced({s: before[s] for s in both}),
         balanced({s: after[s] for s in both}),
         len(both),
         float(changes[changes > 0].sum()),
-        float(-changes[changes < 0].sum()),
+        float(abs(changes[changes < 0].sum())),
+        classes,
     )
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import ndimage
+from skimage.segmentation import relabel_sequential
 
 from napari_fovea.errors import ImageError, TrainingError
 from napari_fovea.images import read_planes, to_tensor
-from napari_fovea.training.samples import VOID
+from napari_fovea.training.samples import EXACT, VOID
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -168,6 +169,15 @@ def read_painted(
         )
     least = 1 if unpainted else 0
     truths = [_checked(a) for a in annotations]
+    if names and min(names) < least:
+        raise TrainingError(
+            f"{names[min(names)]!r} is to be painted with {min(names)}, which means "
+            "that nothing is painted; expected numbers from 1."
+        )
+    if names and len(names) >= VOID:
+        raise TrainingError(
+            f"{len(names)} classes are named; expected fewer than {VOID}."
+        )
     seen = sorted({int(v) for t in truths for v in np.unique(t) if v >= least})
     if objects:
         seen = sorted({min(v, 1) for v in seen})
@@ -191,10 +201,21 @@ def read_painted(
     numbers = tuple(meaning)
     planes = tuple(
         plane
-        for a, t in zip(annotations, truths, strict=True)
+        for a, t in zip(_apart(annotations), truths, strict=True)
         for plane in _planes(a, t, numbers, model)
     )
     return Painted(planes, tuple(meaning.values()), numbers, not unpainted)
+
+
+def _apart(annotations: Sequence[Annotation]) -> list[Annotation]:
+    """Give images of one name numbers, to tell them apart."""
+    counts: dict[str, int] = {}
+    told = []
+    for annotation in annotations:
+        count = counts[annotation.name] = counts.get(annotation.name, 0) + 1
+        name = f"{annotation.name} {count}" if count > 1 else annotation.name
+        told.append(replace(annotation, name=name))
+    return told
 
 
 def _checked(annotation: Annotation) -> NDArray[np.integer]:
@@ -260,7 +281,11 @@ def _planes(
     for i, labels in enumerate(truth):
         if annotation.unpainted and not labels.any():
             continue
-        instances = labels.astype(np.int64) if annotation.objects else None
+        instances = None
+        if annotation.objects:
+            instances = labels.astype(np.int64)
+            if instances.max(initial=0) >= EXACT:
+                instances = relabel_sequential(instances)[0]
         values = np.minimum(labels, 1) if annotation.objects else labels
         classes = np.full(labels.shape, VOID, np.uint8)
         for c, number in enumerate(numbers):

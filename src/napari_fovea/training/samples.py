@@ -30,7 +30,8 @@ BORDER_REACH = 2
 """Pixels of an object this near to its edge are border."""
 
 _MASKS = ({255}, {0, 255})
-_EXACT = 2**24  # up to here float32 holds whole numbers, as views keep them
+EXACT = 2**24
+"""Up to here float32 holds whole numbers, as views keep them."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def interior_and_border(
     known = instances.astype(np.int64)
     void = np.zeros(known.shape, bool) if void is None else void
     highest = ndimage.maximum_filter(np.where(void, -1, known), size)
-    lowest = ndimage.minimum_filter(np.where(void, _EXACT, known), size)
+    lowest = ndimage.minimum_filter(np.where(void, EXACT, known), size)
     rim = highest != lowest
     classes = np.where(known > 0, 1 + rim, 0)
     unsure = (known > 0) & ~rim & ndimage.maximum_filter(void, size)
@@ -170,7 +171,7 @@ def make_sample(
                 "label to ignore."
             )
         instances = np.where(void, 0, truth)
-        if instances.max(initial=0) >= _EXACT:
+        if instances.max(initial=0) >= EXACT:
             instances = relabel_sequential(instances)[0]
         classes = (
             interior_and_border(instances, void=void)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,7 +81,9 @@ class Lesson:
 
     def score(self, model: Model) -> float | None:
         """Score held-out strokes; None if there are none."""
-        self.latest = model
+        # A copy: training goes on with the weights.
+        network = copy.deepcopy(model.network)
+        self.latest = replace(model, network=network)
         if not self.held:
             return None
         return balanced(held_scores(model, self.planes, self.held))

@@ -89,7 +89,8 @@ class Views:
             if i not in self._boundaries:
                 self._boundaries[i] = boundary_places(sample)
             places = self._boundaries[i]
-            centre = places[rng.integers(len(places))] + rng.uniform(-2, 2, size=2)
+            if len(places):
+                centre = places[rng.integers(len(places))] + rng.uniform(-2, 2, size=2)
         if not self.geometry.resamples:
             if self.inside:
                 half = self.side / 2

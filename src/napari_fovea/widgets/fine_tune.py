@@ -7,8 +7,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import numpy as np
+from qtpy.compat import isalive
 from qtpy.QtCore import QEvent, QTimer
 from qtpy.QtWidgets import QFileDialog, QVBoxLayout, QWidget
 
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from napari_fovea.models import Entry, Model
-    from napari_fovea.training.finetune import Tuned, Tuner
+    from napari_fovea.training.finetune import Tuner
+    from napari_fovea.training.learned import Tuned
 
 KEY = "N"
 """Goes to the next uncertain place."""
@@ -67,6 +70,7 @@ class FineTuneDock(QWidget):
         self.base: Entry | None = None
         self._again = False
         self._place: tuple[str, int] = ("", -1)
+        self._seen: tuple[tuple[str, int], Any] | None = None
         self._visited: list[tuple[int, int]] = []
         self._jobs: list[Job] = []
         layout = QVBoxLayout(self)
@@ -80,6 +84,8 @@ class FineTuneDock(QWidget):
         self._lift.setInterval(_LIFT)
         self._lift.timeout.connect(self._learn_live)
         self._connect()
+        self._take_hold()
+        self.destroyed.connect(partial(_abandon, ref(self)))
         self.list_layers()
         self._model_changed()
 
@@ -98,16 +104,39 @@ class FineTuneDock(QWidget):
         form.painted_with.connect(self._paint_with)
         for box in (form.images, form.labels):
             box.currentIndexChanged.connect(lambda _: self._show_pairs())
+
+    def _take_hold(self) -> None:
+        """Follow what happens in the viewer and in other docks."""
+        self._holds = True
         self.viewer.layers.events.renamed.connect(self.list_layers)
         self.viewer.layers.selection.events.active.connect(self._follow_selection)
         self.session.changed.connect(self._model_changed)
         self.viewer.bind_key(KEY, self._next_by_key, overwrite=True)
 
+    def _let_go(self) -> None:
+        """Leave the viewer alone: the dock is closed."""
+        self._lift.stop()
+        self.projects.keeper.close()
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        """Follow nothing any more; all is done without the window, which may be gone."""
+        self._holds = self._again = False
+        self.viewer.layers.events.renamed.disconnect(self.list_layers)
+        self.viewer.layers.selection.events.active.disconnect(self._follow_selection)
+        self.session.changed.disconnect(self._model_changed)
+        if self._next_by_key in self.viewer.keymap.values():
+            self.viewer.bind_key(KEY, None)
+        self._watch.follow([])
+        if self.job is not None:
+            self.job.quit()
+
     # -- what can be chosen ------------------------------------------------------
 
     def reset_choices(self, event: Any = None) -> None:
         """List the layers anew; napari calls this when layers change."""
-        self.list_layers()
+        if self._holds:  # napari calls it for docks that were closed too
+            self.list_layers()
 
     def list_layers(self, event: Any = None) -> None:
         """List the layers anew, and forget pairs whose layers are gone."""
@@ -219,12 +248,23 @@ class FineTuneDock(QWidget):
         if chosen is not None and chosen is not self.base:
             self.base = chosen
             self.form.name_classes(chosen.header.classes)
+            self._drop_job()
             self._begin_history(chosen.name)
         self._enable()
 
+    def _drop_job(self) -> None:
+        """Stop learning for another model than the one that is chosen now."""
+        self._again = False
+        if self.job is not None:
+            self.job.quit()
+            self.form.say(
+                "Another model was chosen: what the last one was learning is dropped.",
+                Said.WARNING,
+            )
+
     def _begin_history(self, name: str) -> None:
         self.steps, self.current, self.candidate = [History(name)], 0, None
-        self._tuner = None
+        self._tuner = self._seen = None
         self.show_history()
 
     def show_history(self) -> None:
@@ -238,7 +278,9 @@ class FineTuneDock(QWidget):
         form.train_button.setEnabled(ready and not running)
         form.cancel_button.setEnabled(running)
         form.new_button.setEnabled(form.images.count() > 0)
-        form.next_button.setEnabled(ready)
+        form.next_button.setEnabled(ready and not running)
+        form.open_project_button.setEnabled(not running)
+        form.restore_button.setEnabled(not running)
         tuned = self.current > 0
         form.save_button.setEnabled(tuned and not running)
         form.back_button.setEnabled(not running and len(self.steps) > 1)
@@ -267,13 +309,14 @@ class FineTuneDock(QWidget):
             return
         try:
             how = form.how()
+            names = form.names()
             annotations = [annotation_of(p, **how) for p in pairs]
             view = self._view_of(pairs)
         except FoveaError as error:
             form.say(str(error), Said.ERROR)
             return
         mode = "instant" if form.instant.isChecked() else "thorough"
-        names, settings = form.names(), form.settings()
+        settings = form.settings()
         self._again = False
         self.candidate = None
         form.curve.clear()
@@ -307,7 +350,9 @@ class FineTuneDock(QWidget):
 
         device = self.session.device
         if self._tuner is None or self._tuner[:2] != (entry, device):
-            tuner = Tuner(self.session.load(entry), device=device)
+            start = self.session.load(entry)
+            tuner = Tuner(start, device=device)
+            tuner.go_back(self.steps[self.current].tuned, start)
             self._tuner = (entry, device, tuner)
         return self._tuner[2]
 
@@ -333,16 +378,18 @@ class FineTuneDock(QWidget):
             self.form.say("Stopping…")
 
     def _on_event(self, event: Any) -> None:
+        if self.job is None or self.job.abort_requested:
+            return
         if isinstance(event, Shown):
             self._show(event.result)
             return
         self.form.curve.add(event.step, event.loss, event.score)
         self.form.progress.setValue(int(1000 * event.fraction))
-        if self.job is not None and not self.job.cancelled:
+        if not self.job.cancelled:
             self.form.say(told(event, time.perf_counter() - self._began))
 
     def _on_result(self, result: Any) -> None:
-        if result is not None:
+        if result is not None and self.job is not None and not self.job.abort_requested:
             self._then(result)
 
     def _learned(self, result: Any) -> None:
@@ -361,19 +408,20 @@ class FineTuneDock(QWidget):
         """Let a model take over; steps that came after the one in use are gone."""
         assert self._tuner is not None
         self._tuner[2].accept(tuned)
-        live = tuned.mode == "instant" and self.steps[self.current].live
-        del self.steps[self.current + (0 if live else 1) :]
+        instant = tuned.mode == "instant"
+        again = instant and self.steps[self.current].live
+        del self.steps[self.current + (0 if again else 1) :]
         count = len(self.steps)
         clock = time.strftime("%H:%M")
         name = f"{count} · {tuned.mode} · {tuned.verdict.after:.3f} · {clock}"
-        self.steps.append(History(name, tuned, self.form.live.isChecked()))
+        live = instant and self.form.live.isChecked()
+        self.steps.append(History(name, tuned, live))
         self.current = count
         self.candidate = None
         self.projects.keeper.step(self.steps[-1])
         self.show_history()
-        spent = time.perf_counter() - self._began
-        device = tuned.model.provenance["fine_tuned"]["device"]
-        self.form.say(f"Learned in {spent:.1f} s on {device}")
+        made = tuned.model.provenance["fine_tuned"]
+        self.form.say(f"Learned in {made['seconds']:.1f} s on {made['device']}")
         if shown is not None:
             self._show(shown)
 
@@ -399,6 +447,7 @@ class FineTuneDock(QWidget):
                 in_order=False,
                 quiet=True,
             )
+        self._seen = (self._place, result.uncertainty)
         note = {"source": self._shown.image.name, "provenance": result.provenance}
         self.results.finish(result, note)
 
@@ -427,6 +476,7 @@ class FineTuneDock(QWidget):
         if entry is None:
             return
         self.current, self.candidate = index, None
+        self.projects.keeper.use(step)
         self.show_history()
         pairs = self.chosen_pairs()
         view = self._view_of(pairs) if pairs else None
@@ -454,12 +504,15 @@ class FineTuneDock(QWidget):
         view = self._view_of(pairs)
         if view is None:
             return
+        try:
+            annotation_of(self._shown, **self.form.how())
+        except FoveaError as error:
+            self.form.say(str(error), Said.ERROR)
+            return
         if self._place != before:
             self._visited = []
-        layer = self.results.layer("uncertainty") if self.results else None
-        if layer is not None and self._place == before:
-            data = np.asarray(layer.data)
-            self._go_to_most_uncertain(data.reshape(data.shape[-2:]))
+        if self._seen is not None and self._seen[0] == self._place:
+            self._go_to_most_uncertain(self._seen[1])
             return
 
         def make(cancelled: Any) -> Generator[Any, None, Any]:
@@ -518,7 +571,9 @@ class FineTuneDock(QWidget):
         model = self.model
         if model is None:
             return
-        path = Path(path).with_suffix(".safetensors")
+        path = Path(path)
+        if path.suffix != ".safetensors":
+            path = path.with_name(f"{path.name}.safetensors")
 
         def write() -> Any:
             from napari_fovea.models import keep
@@ -537,9 +592,14 @@ class FineTuneDock(QWidget):
 
     def run(self, make: Any, then: Any) -> None:
         """Do something short beside what is going on."""
+
+        def deliver(result: Any) -> None:
+            if isalive(self):  # the window may have been closed meanwhile
+                then(result)
+
         job = Job(make)
         self._jobs.append(job)
-        job.returned.connect(then)
+        job.returned.connect(deliver)
         job.errored.connect(self.complain)
         job.finished.connect(partial(self._jobs.remove, job))
         job.start()
@@ -547,12 +607,20 @@ class FineTuneDock(QWidget):
     def changeEvent(self, event: Any) -> None:
         """Let go of everything when napari takes the dock away."""
         super().changeEvent(event)
-        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
-            self._lift.stop()
-            self._watch.follow([])
-            self.projects.keeper.close()
-            self._again = False
-            if self.job is not None:
-                self.job.quit()
+        if event.type() == QEvent.Type.ParentChange:
+            if self.parent() is None and self._holds:
+                self._let_go()
+            elif self.parent() is not None and not self._holds:
+                self._take_hold()
+                self.list_layers()
+                self._model_changed()
         if event.type() in (QEvent.Type.PaletteChange, QEvent.Type.StyleChange):
             self.form.curve.match()
+
+
+def _abandon(dock: ref[FineTuneDock], *_: Any) -> None:
+    """Let go of everything when the window is closed with the dock in it."""
+    there = dock()
+    if there is not None and there._holds:
+        there.projects.keeper.abandon()
+        there._disconnect()

@@ -14,7 +14,7 @@ from napari_fovea.widgets.learning import History
 from napari_fovea.widgets.strokes import Pair, stroke_layer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from pathlib import Path
 
     from napari_fovea.project import (
@@ -51,7 +51,7 @@ class Keeper(QObject):
         super().__init__()
         self._pairs, self._about = pairs, about
         self._journal: Journal | None = None
-        self._ids: dict[str, ImageId] = {}
+        self._ids: dict[Any, ImageId] = {}  # by image layer
         self._dirty: set[Any] = set()
         self._told = 0
         self._jobs: list[Job] = []
@@ -87,7 +87,7 @@ class Keeper(QObject):
         for pair in self._pairs():
             if pair.labels not in dirty:
                 continue
-            if pair.key in self._ids:
+            if pair.image in self._ids:
                 self._write(pair)
             else:
                 self._identify(pair)
@@ -104,18 +104,18 @@ class Keeper(QObject):
             return identify(data, name, path)
 
         def then(found: ImageId) -> None:
-            self._ids[pair.key] = found
+            self._ids[pair.image] = found
             self.touch(pair.labels)
 
         self.run(call(look), then)
 
     def _write(self, pair: Pair) -> None:
-        data, key = np.asarray(pair.labels.data), pair.key
+        data, key = np.asarray(pair.labels.data), str(pair.labels.unique_id)
         if data.size <= _COPIED:
             data = data.copy()
         # A larger one is read while it may be painted on: what is written then is
         # soon written again.
-        self.journal.strokes(key, self._ids[key], pair.labels.name, data)
+        self.journal.strokes(key, self._ids[pair.image], pair.labels.name, data)
 
     def step(self, step: History) -> None:
         """Keep a model that took over."""
@@ -124,17 +124,41 @@ class Keeper(QObject):
         model = step.tuned.model if step.tuned is not None else None
         self.journal.step(step_of(step), model)
         self._told += 1
-        self.journal.current(self._told)
+        step.number = self._told
+        self.use(step)
         self.journal.settings(*self._about())
+
+    def use(self, step: History) -> None:
+        """Remember which model is in use."""
+        if self._told and (step.number or step.tuned is None):
+            self.journal.current(step.number)
 
     def close(self, *, discard: bool = False) -> None:
         """Write what waits and let go."""
-        self._timer.stop()
-        if self._journal is not None:
+        self._know_all()
+        if self._dirty or self._journal is not None:
             self.record()
+        self.abandon(discard=discard)
+
+    def abandon(self, *, discard: bool = False) -> None:
+        """Let go as things stand: what was not handed over is lost."""
+        self._timer.stop()
+        self._dirty.clear()
+        for job in self._jobs:
+            job.quit()
+        if self._journal is not None:
             self._journal.close(discard=discard)
             self._journal = None
         self._told = 0
+
+    def _know_all(self) -> None:
+        """Identify at once what was painted on a moment ago, where that is quick."""
+        from napari_fovea.project import identify
+
+        for pair in self._pairs():
+            data, image = pair.image.data, pair.image
+            if image not in self._ids and isinstance(data, np.ndarray):
+                self._ids[image] = identify(data, image.name, image.source.path)
 
     def run(self, make: Any, then: Any) -> None:
         """Do something in a thread."""
@@ -201,8 +225,8 @@ def project_of(
 def history_of(folder: Path, project: Project) -> list[History]:
     """Read the models of a project; for a job."""
     from napari_fovea.project import load_step
-    from napari_fovea.training.finetune import Tuned
     from napari_fovea.training.guard import Verdict
+    from napari_fovea.training.learned import Tuned
 
     history = []
     for step in project.steps:
@@ -217,7 +241,7 @@ def history_of(folder: Path, project: Project) -> list[History]:
 
 
 def lost_work(
-    images: Sequence[tuple[Any, str, str | None]],
+    images: Sequence[tuple[Any, str, str | None]], *, but: Collection[Path] = ()
 ) -> tuple[Unfinished, list[int | None]] | None:
     """Find the newest work that was left behind; for a job.
 
@@ -225,6 +249,8 @@ def lost_work(
     ----------
     images : sequence of (array, name, path)
         Images that are open.
+    but : collection of Path
+        Folders of work that was brought back already.
 
     Returns
     -------
@@ -234,7 +260,7 @@ def lost_work(
     """
     from napari_fovea.project import identify, unfinished
 
-    works = unfinished()
+    works = [work for work in unfinished() if work.folder not in but]
     if not works:
         return None
     ids = [identify(*image) for image in images]

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from napari_fovea.models import Model
-    from napari_fovea.training.finetune import Tuned, Tuner
+    from napari_fovea.training.finetune import Tuner
+    from napari_fovea.training.learned import Tuned
 
 _SHOW = 2.0  # seconds between views of a model that is being trained
 
@@ -27,6 +28,9 @@ class History:
         None for the model that it all began with.
     live : bool
         Whether it came from a refit after a stroke: the next such takes its place.
+    number : int
+        Of the step in the journal; 0 for the model that it all began with, and for
+        steps that the journal was not told of.
     date : str
         When it took over, in ISO format.
     """
@@ -34,6 +38,7 @@ class History:
     name: str
     tuned: Tuned | None = None
     live: bool = False
+    number: int = 0
     date: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%S"))
 
 
@@ -96,6 +101,7 @@ def learn(
     else:
         run = tuner.thorough(painted, cancelled=cancelled, **settings)
     last, cost = time.perf_counter(), 0.0
+    strange = False  # whether another model than that in use is shown
     try:
         while True:
             event = next(run)
@@ -104,10 +110,13 @@ def learn(
             due = now - last > max(_SHOW, 4 * cost)
             if event.model is not None and view is not None and due:
                 yield Shown(view.of(tuner, event.model))
+                strange = True
                 last = time.perf_counter()
                 cost = last - now
     except StopIteration as end:
         tuned = end.value
+    if strange and view is not None and not tuned.verdict.better:
+        yield Shown(view.of(tuner))
     shown = view.of(tuner, tuned.model) if view is not None else None
     return tuned, shown
 

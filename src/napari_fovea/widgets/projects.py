@@ -38,7 +38,8 @@ class Projects:
 
     def __init__(self, dock: FineTuneDock) -> None:
         self.dock = dock
-        self.notice: tuple[Unfinished, list[int | None]] | None = None
+        self.notice: tuple[Unfinished, list[Any]] | None = None
+        self._taken: set[Path] = set()
         self._images_seen: set[str] = set()
         self.keeper = Keeper(dock.chosen_pairs, self.about)
         self.keeper.failed.connect(lambda told: dock.form.say(told, Said.ERROR))
@@ -91,38 +92,43 @@ class Projects:
 
     def open(self, folder: str | Path) -> None:
         """Take up what was saved in a folder."""
-        images = self._open_images()
+        layers = images_in(self.dock.viewer)
+        images = [_facts(layer) for layer in layers]
 
         def read() -> Any:
             from napari_fovea.project import identify, open_project
 
             project = open_project(folder)
             ids = [identify(*image) for image in images]
-            return Path(folder), project, matches(project, ids)
+            return project, matches(project, ids)
 
-        self.dock.run(call(read), lambda found: self._take_up(*found))
+        def then(found: Any) -> None:
+            project, places = found
+            self._take_up(Path(folder), project, _at(places, layers))
 
-    def _open_images(self) -> list[tuple[Any, str, str | None]]:
-        return [
-            (x.data[0] if x.multiscale else x.data, x.name, x.source.path)
-            for x in images_in(self.dock.viewer)
-        ]
+        self.dock.run(call(read), then)
 
     def look_for_lost_work(self) -> None:
         """Offer strokes that a crash left behind, once for each image."""
-        here = {str(x.unique_id) for x in images_in(self.dock.viewer)}
+        layers = images_in(self.dock.viewer)
+        here = {str(x.unique_id) for x in layers}
         if self.dock.pairs or (here and here <= self._images_seen):
             return
         self._images_seen |= here
-        images = self._open_images()
-        self.dock.run(call(lambda: lost_work(images)), self._offer_lost_work)
+        images, taken = [_facts(layer) for layer in layers], set(self._taken)
 
-    def _offer_lost_work(self, found: Any) -> None:
-        self.notice = found
-        if found is None:
+        def then(found: Any) -> None:
+            self._offer_lost_work(found, layers)
+
+        self.dock.run(call(lambda: lost_work(images, but=taken)), then)
+
+    def _offer_lost_work(self, found: Any, layers: list[Any]) -> None:
+        if found is None or found[0].folder in self._taken:
+            self.notice = None
             self.dock.form.offer_work("")
             return
-        work, places = found
+        work, places = found[0], _at(found[1], layers)
+        self.notice = work, places
         names = ", ".join(sorted({s.image.name for s in work.project.strokes}))
         when = work.changed.strftime("%d %b, %H:%M")
         told = f"There are unsaved strokes on {names} from {when}."
@@ -162,16 +168,18 @@ class Projects:
         self,
         folder: Path,
         project: Project,
-        places: list[int | None],
+        places: list[Any],
         *,
         journal: bool = False,
     ) -> None:
         """Lay strokes on their images, and go on with the models."""
-        open_now = images_in(self.dock.viewer)
         missing = []
         pairs = []
+        if journal:
+            self._taken.add(folder)
         for strokes, place in zip(project.strokes, places, strict=True):
-            image = open_now[place] if place is not None else self._open(strokes)
+            there = place in self.dock.viewer.layers
+            image = place if there else self._open(strokes)
             if image is None:
                 missing.append(strokes.image.path or strokes.image.name)
                 continue
@@ -183,6 +191,7 @@ class Projects:
                 "bring the strokes back then: they are kept.",
                 Said.WARNING,
             )
+            self._taken.discard(folder)
             if not pairs:
                 return
         file = project.settings.get("base_file")
@@ -232,6 +241,7 @@ class Projects:
 
         for step in steps:
             keeper.step(step)
+        keeper.use(self.dock.steps[self.dock.current])
         self.dock.run(call(move), lambda _: None)
 
     def _open(self, strokes: Strokes) -> Any:
@@ -250,3 +260,14 @@ class Projects:
             if same(identify(layer.data, layer.name), strokes.image):
                 return layer
         return None
+
+
+def _facts(layer: Any) -> tuple[Any, str, str | None]:
+    """Take what `identify` looks at."""
+    data = layer.data[0] if layer.multiscale else layer.data
+    return data, layer.name, layer.source.path
+
+
+def _at(places: list[int | None], layers: list[Any]) -> list[Any]:
+    """Layers at places of a list; the list that the viewer has may change."""
+    return [layers[place] if place is not None else None for place in places]
