@@ -82,7 +82,7 @@ def test_a_click_learns_and_leaves_the_users_layers_alone(
     assert viewer.layers.selection.active == strokes
     assert set(viewer.layers.selection) == {strokes}
     assert "napari-fovea" not in source.metadata | strokes.metadata
-    assert [s.name for s in dock.steps][0] == "unet"
+    assert next(s.name for s in dock.steps) == "unet"
     assert dock.form.history.count() == 2
     assert dock.form.history.item(1).text().startswith("▸ 1 · instant")
     assert dock.form.status.text().startswith("Learned in")
@@ -443,7 +443,7 @@ def test_several_pairs_are_learned_together(
     assert dock.pairs == []
 
 
-# -- brushes and places ------------------------------------------------------------------
+# -- brushes and places ----------------------------------------------------------------
 
 
 def test_brushes_select_label_and_layer(
@@ -473,7 +473,7 @@ def test_the_next_place_is_new_and_away_from_strokes(
     for go in (dock.form.next_button.click, lambda: keys["N"](viewer)):
         go()
         finish(dock, qtbot)
-        places.append(np.subtract(viewer.camera.center[-2:], (10, 20)) / 2)
+        places.append(np.subtract(viewer.scene.camera.center[-2:], (10, 20)) / 2)
     rows, columns = np.nonzero(strokes.data)
     for place in places:
         assert np.hypot(rows - place[0], columns - place[1]).min() > 24

@@ -236,7 +236,7 @@ def test_complete_labels_are_learned_in_an_instant(picture: np.ndarray) -> None:
 
 def test_detectors_and_patches_cannot_learn_in_an_instant(one: Annotation) -> None:
     for name in ("mask-rcnn", "patch-center"):
-        with pytest.raises(TrainingError, match="cannot be refitted|class of patches"):
+        with pytest.raises(TrainingError, match=r"cannot be refitted|class of patches"):
             instant(made(name), one)
 
 

@@ -120,7 +120,7 @@ class FineTuneDock(QWidget):
         self._disconnect()
 
     def _disconnect(self) -> None:
-        """Follow nothing any more; all is done without the window, which may be gone."""
+        """Follow nothing any more; the window may be gone already."""
         self._holds = self._again = False
         self.viewer.layers.events.renamed.disconnect(self.list_layers)
         self.viewer.layers.selection.events.active.disconnect(self._follow_selection)
@@ -543,7 +543,7 @@ class FineTuneDock(QWidget):
         self._visited.append(place)
         where = np.array([*self._region.offset[: self._region.dropped], *place])
         world = pair.image.data_to_world(where)
-        self.viewer.camera.center = tuple(world[-min(3, len(world)) :])
+        self.viewer.scene.camera.center = tuple(world[-min(3, len(world)) :])
         self.viewer.layers.selection.active = pair.labels
         self.form.say("Paint here: the model is least sure of this place.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,12 +73,17 @@ def stroke_colours(classes: int, *, first: int = 1) -> DirectLabelColormap:
     first : int
         What background is painted with; 0 is left out where it means unpainted.
     """
-    # As a labels layer shows numbers by itself.
-    shown = label_colormap(49, 0.5, background_value=0)
+    shown = _shown_in()
     colours: dict[int | None, Any] = {None: "transparent", 0: "transparent"}
     for c in range(classes):
         colours[first + c] = shown.map(c) if c else _GROUND
     return DirectLabelColormap(color_dict=colours)
+
+
+@cache
+def _shown_in() -> Any:
+    """Make the colours that a labels layer shows numbers in by itself, once."""
+    return label_colormap(49, 0.5, background_value=0)
 
 
 def images_in(viewer: Any) -> list[Image]:
