@@ -73,7 +73,8 @@ def literal(gathered: Gathered, start: torch.Tensor) -> np.ndarray:
     offset = class_logits(gathered, start).numpy()
     target = gathered.target.double().numpy() * gathered.weight.numpy()[:, None]
     mass = target.sum(0)
-    share = target / np.where(mass > 0, mass, 1) / (mass > 0).sum()
+    share = target / np.sqrt(np.where(mass > 0, mass, 1))
+    share /= share.sum()
     shape = tuple(start.shape)
 
     def loss(flat: np.ndarray) -> float:
@@ -119,7 +120,8 @@ def test_two_classes_are_a_logistic_regression() -> None:
     # The bias is held back a tenth as much as the rest: a feature of √10.
     x = np.concatenate([gathered.features.numpy(), np.full((200, 1), 10**0.5)], 1)
     y = gathered.target.argmax(1).numpy()
-    weight = 1 / np.bincount(y)[y] / 2
+    weight = np.bincount(y)[y] ** -0.5
+    weight /= weight.sum()
     other = LogisticRegression(C=10, fit_intercept=False, tol=1e-10, max_iter=1000)
     other.fit(x, y, sample_weight=weight)
     expected = other.coef_[0] * np.array([1] * 5 + [10**0.5])
@@ -151,15 +153,29 @@ def test_the_ridge_pulls_to_what_was_read_before(classes: int) -> None:
     assert distances[0] > 0.05
 
 
-def test_classes_count_alike_however_much_of_them_is_painted() -> None:
+def test_rows_that_weigh_more_are_as_if_repeated() -> None:
     gathered = rows(classes=2, n=60)
-    often = torch.cat([torch.arange(60)] + [gathered.target[:, 0].nonzero()[:, 0]] * 9)
+    first = gathered.target[:, 0] > 0
+    often = torch.cat([torch.arange(60)] + [first.nonzero()[:, 0]] * 9)
     more = replace(
         gathered,
         **{
             name: getattr(gathered, name)[often]
             for name in ("features", "prior", "target", "weight", "base", "index")
         },
+    )
+    heavy = replace(gathered, weight=torch.where(first, 10.0, 1.0))
+    start = start_of(gathered)
+    torch.testing.assert_close(
+        fit_evidence(more, start), fit_evidence(heavy, start), atol=1e-3, rtol=1e-3
+    )
+
+
+def test_more_strokes_are_held_back_less() -> None:
+    gathered = rows(classes=2)
+    strokes = tuple(Stroke(("a", 0), i + 1, 0) for i in range(24))
+    more = replace(
+        gathered, strokes=strokes, index=torch.arange(120) % 24, ridge=4 * 0.1
     )
     start = start_of(gathered)
     torch.testing.assert_close(

@@ -133,8 +133,8 @@ def test_what_scores_the_same_or_lower_is_no_better() -> None:
 
 def test_what_gains_here_and_loses_there_is_no_better() -> None:
     strokes = some(0, 0, 1, 1)
-    after = dict(zip(strokes, (0.9, 0.25, 0.9, 0.25), strict=True))
-    verdict = judge(dict.fromkeys(strokes, 0.5), after)
+    after = dict(zip(strokes, (1.0, 0.3, 1.0, 0.3), strict=True))
+    verdict = judge(dict.fromkeys(strokes, 0.55), after)
     assert verdict.after > verdict.before
     assert not verdict.better
     assert "contradict" in str(verdict)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Network = Adapted | AdaptedRetina
 
 RIDGE = 0.03
-"""Weight of the squared evidence, beside the mean cross-entropy of the classes."""
+"""Weight of the squared evidence for six strokes; the more there are, the less."""
 
 CELL_RIDGE = 0.3
 """The same for cells, which see more than what was painted in them."""
@@ -29,6 +29,7 @@ CELL_RIDGE = 0.3
 # spread: few strokes say little of many features.
 _OF_SHAPE, _OF_TAPS = 0.4, 0.1
 _OF_BIAS = 0.1  # of the ridge
+_STROKES, _LEAST = 6, 0.05  # for which a ridge is meant; most that is taken off it
 _MOST = 6000  # places that are fitted to
 _ITERATIONS = 60
 
@@ -147,11 +148,15 @@ def fit_evidence(
 ) -> torch.Tensor:
     r"""Find what evidence to read.
 
-    Cross-entropy in which all classes count alike, and a ridge that pulls towards
-    what was read before:
+    Cross-entropy in which a class counts with the root of what was painted of it,
+    halfway between pixels that count alike and classes that do, and a ridge that
+    pulls towards what was read before:
 
-    .. math:: \\frac1K\\sum_k \\frac1{n_k}\\sum_{i \\in k} -\\log p_k(x_i)
-              + \\frac\\lambda2 \\lVert w - w_0 \\rVert^2
+    .. math:: \frac1{\sum_k \sqrt{n_k}}\sum_k \frac1{\sqrt{n_k}}
+              \sum_{i \in k} -\log p_k(x_i)
+              + \frac{6\lambda}{2m} \lVert w - w_0 \rVert^2
+
+    with *m* strokes.
 
     Parameters
     ----------
@@ -173,8 +178,11 @@ def fit_evidence(
     target = gathered.target.double() * gathered.weight.double()[:, None]
     if use is not None:
         offset, x, target = offset[use], x[use], target[use]
-    mass = target.sum(0)
-    weight = target / mass.clamp(min=1e-12) / (mass > 0).sum()  # (n, K)
+    weight = target / target.sum(0).clamp(min=1e-12).sqrt()  # (n, K)
+    weight = weight / weight.sum()
+    index = gathered.index if use is None else gathered.index[use]
+    strokes = len(torch.unique(index[index >= 0]))
+    ridge = gathered.ridge * max(_LEAST, _STROKES / max(1, strokes))
     found = torch.zeros_like(start).requires_grad_(True)
     descent = torch.optim.LBFGS(
         [found],
@@ -193,7 +201,7 @@ def fit_evidence(
         logs = functional.log_softmax(offset + evidence, dim=1)
         loss = -(weight * logs).sum()
         size = (found[:-1] ** 2).sum() + _OF_BIAS * (found[-1] ** 2).sum()
-        total: torch.Tensor = loss + gathered.ridge / 2 * size
+        total: torch.Tensor = loss + ridge / 2 * size
         torch.autograd.backward(total)
         step += 1
         told(step, float(loss.detach()))

@@ -50,7 +50,7 @@ from napari_fovea.training.seeing import Seeing
 from napari_fovea.training.strokes import Lesson, held_scores, sample_of, stroke_task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
     from napari_fovea.models import Model
     from napari_fovea.training.samples import Sample
@@ -272,9 +272,11 @@ class Tuner(Seeing):
     ) -> Generator[Learning, None, Tuned]:
         """Train the whole network on strokes; see `fine_tune`.
 
-        A quarter of the strokes of each class is held out. What is not painted is
-        learned from what the instant learner believes of it, so that the network is
-        held where it stands but for what the strokes say.
+        A quarter of the strokes of each class is held out. Training starts where the
+        instant learner stands after the others, unless the network itself does better
+        on them. What is not painted is learned from what that start believes of it:
+        the network is held there but for what the strokes say. What is read of the
+        trained features is fitted to all strokes in the end.
 
         Parameters
         ----------
@@ -299,6 +301,7 @@ class Tuner(Seeing):
         told = devices.describe(self.device)
         strokes = strokes_of(painted.planes)
         learned = self._learned(painted.planes)
+        looking = time.perf_counter()
         parts = fold_strokes(
             [s for s in strokes if s not in learned], complete=painted.complete
         )
@@ -307,10 +310,15 @@ class Tuner(Seeing):
         yield Learning("looking", 0, 0.0, score=balanced(before), device=told)
         teachers: dict[tuple[str, int], torch.Tensor] = {}
         if not painted.complete:
-            run = self._teach(painted, held, cancelled)
+            start, run = self._teach(painted, held)
             for i, (key, teacher) in enumerate(run):
                 teachers[key] = teacher
                 yield Learning("looking", i + 1, 0.0, device=told)
+                if cancelled():
+                    start = student(self.trunk, painted)
+                    break
+        # In the end all is looked at once more.
+        looking = time.perf_counter() - looking
         # The features are no longer needed, and training takes memory itself.
         self.forget()
         objects = any(p.instances is not None for p in painted.planes)
@@ -348,7 +356,7 @@ class Tuner(Seeing):
             device=str(self.device),
             precision=precision,
             seed=seed,
-            seconds=max(0.1, seconds - (time.perf_counter() - began)),
+            seconds=max(0.1, seconds - looking - (time.perf_counter() - began)),
             cancelled=cancelled,
         )
         try:
@@ -374,6 +382,8 @@ class Tuner(Seeing):
         scores = held_scores(model, lesson.planes, held)
         model.network.cpu()
         verdict = judge(before, scores, classes=len(painted.classes))
+        if isinstance(model.network, Adapted | AdaptedRetina) and not cancelled():
+            Tuner(model, device=str(self.device))._read_all(painted)
         model = stamped(
             replace(model, name=name or self.trunk.name),
             self.trunk,
@@ -414,17 +424,30 @@ class Tuner(Seeing):
         return {s: x for s, x in scores.items() if s in held}
 
     def _teach(
-        self, painted: Painted, held: frozenset[Stroke], cancelled: Callable[[], bool]
-    ) -> Generator[tuple[tuple[str, int], torch.Tensor], None, None]:
-        """Class probabilities of all planes, from strokes that are not held out."""
+        self, painted: Painted, held: frozenset[Stroke]
+    ) -> tuple[Model, Iterator[tuple[tuple[str, int], torch.Tensor]]]:
+        """Find what to start from, and what it believes of all planes.
+
+        Returns
+        -------
+        start : Model
+            The trunk, or what the instant learner makes of it with the strokes that
+            are not held out.
+        beliefs : iterator
+            Class probabilities of each plane.
+        """
         network = self._prepare(painted.classes)
         rows = [(plane.key, self._see(plane)) for plane in painted.planes]
         strokes = strokes_of(painted.planes)
         gathered = gather(network, rows, strokes)
         hidden = torch.tensor([*(s in held for s in strokes), bool(held)])
         use, start = ~hidden[gathered.index], network.weights
-        taught = copy.deepcopy(network)
-        taught.weights = fit_evidence(gathered, start, use=use)
+        assert self._adapted is not None
+        taught = copy.deepcopy(self._adapted[1])
+        assert isinstance(taught.network, Adapted | AdaptedRetina)
+        taught.network.weights = fit_evidence(gathered, start, use=use)
+        reading = copy.deepcopy(network)
+        reading.weights = taught.network.weights
         # Where the network knows its way already, it is its own best teacher.
         parts = fold_strokes([s for s in strokes if s not in held])
         scores: Scores = {}
@@ -434,13 +457,23 @@ class Tuner(Seeing):
         trusted = bool(scores) and network.config.kept
         trusted = trusted and balanced(own) >= balanced(scores)
         plain = trusted and not bool(start.any())
-        assert self._adapted is not None
-        for plane in painted.planes:
-            looks = self._look(plane)
-            outputs = looks.read(network if trusted else taught, plain=plain).outputs
-            yield plane.key, self._adapted[1].class_probabilities(outputs).cpu()
-            if cancelled():
-                return
+
+        def beliefs() -> Iterator[tuple[tuple[str, int], torch.Tensor]]:
+            for plane in painted.planes:
+                looks = self._look(plane)
+                seen = looks.read(network if trusted else reading, plain=plain)
+                yield plane.key, taught.class_probabilities(seen.outputs).cpu()
+
+        return (student(self.trunk, painted) if trusted else taught), beliefs()
+
+    def _read_all(self, painted: Painted) -> None:
+        """Fit what the trunk reads to all strokes, in place."""
+        network = self._prepare(painted.classes)
+        rows = [(plane.key, self._see(plane)) for plane in painted.planes]
+        gathered = gather(network, rows, strokes_of(painted.planes))
+        own = self.trunk.network
+        assert isinstance(own, Adapted | AdaptedRetina)
+        own.weights = fit_evidence(gathered, own.weights)
 
     def _start(self, gathered: Gathered, start: torch.Tensor) -> torch.Tensor:
         """Class probabilities of rows by the trunk, which may read evidence itself."""

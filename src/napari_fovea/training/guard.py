@@ -141,11 +141,11 @@ class Verdict:
         told = f"{self.before:.3f} → {self.after:.3f}, {self.strokes} held-out strokes"
         if self.better:
             return told
+        if self.after <= self.before + _NOTICED:
+            return f"{told}, no better than before"
         if self.guessing:
             return f"{told}, hardly better than guessing: paint more"
-        if self.after > self.before + _NOTICED:
-            return f"{told}, but much got worse: some strokes may contradict others"
-        return f"{told}, no better than before"
+        return f"{told}, but much got worse: some strokes may contradict others"
 
 
 def judge(

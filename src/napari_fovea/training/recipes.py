@@ -290,6 +290,17 @@ RECIPES: dict[str, Recipe] = {
 """Recipes by name."""
 
 
+# Images to come look much like those that were painted on.
+_SAME_LIGHT = Augmentation(
+    gamma=(0.87, 1.15),
+    gain=(0.92, 1.08),
+    offset=0.02,
+    colour=0.03,
+    invert=0.0,
+    gray=0.0,
+    noise=0.02,
+    blur=0.5,
+)
 _stroke = partial(
     Recipe,
     config="",
@@ -301,7 +312,7 @@ _stroke = partial(
     boundary=0.5,
     loss="bce-dice",
     choice="last",  # a few held-out strokes judge better than they choose
-    augmentation=_MILD,
+    augmentation=_SAME_LIGHT,
     geometry=_TURNS,
 )
 
@@ -310,9 +321,9 @@ STROKES: dict[str, Recipe] = {
         "retina-vgg",
         batch_size=48,
         views=4 * 48,
-        augmentation=replace(_MILD, scale=(0.8, 1.25), stretch=0.1),
+        augmentation=replace(_SAME_LIGHT, scale=(0.8, 1.25), stretch=0.1),
     ),
     "mask-rcnn": _stroke("mask-rcnn", batch_size=2, views=8, side=256),
-    "": _stroke("", batch_size=4, views=16, side=192),
+    "": _stroke("", learning_rate=1e-3, batch_size=4, views=16, side=192),
 }
 """How models learn on from what is painted, by network; "" stands for the others."""
