@@ -72,7 +72,7 @@ def begin(dock: FineTuneDock, qtbot: Any) -> Any:
     """Click for new strokes, and wait until the image was looked at."""
     dock.form.new_button.click()
     finish(dock, qtbot)
-    return dock.chosen_pairs()[-1].labels
+    return dock.choice.pairs[-1].labels
 
 
 def train(dock: FineTuneDock, qtbot: Any) -> None:
@@ -83,10 +83,10 @@ def train(dock: FineTuneDock, qtbot: Any) -> None:
 def take(dock: FineTuneDock, qtbot: Any) -> None:
     """Train in an instant, and use what comes of it."""
     train(dock, qtbot)
-    if dock.candidate is not None:
+    if dock.steps.candidate is not None:
         dock.form.anyway_button.click()
         finish(dock, qtbot)
-    assert dock.current > 0, dock.form.status.text()
+    assert dock.steps.current > 0, dock.form.status.text()
 
 
 def made(viewer: Any, source: str) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def test_a_click_learns_and_leaves_the_users_layers_alone(
     assert viewer.layers.selection.active == strokes
     assert set(viewer.layers.selection) == {strokes}
     assert "napari-fovea" not in source.metadata | strokes.metadata
-    assert next(s.name for s in dock.steps) == "unet"
+    assert next(s.name for s in dock.steps.listed) == "unet"
     assert dock.form.history.count() == 2
     assert dock.form.history.item(1).text().startswith("▸ 1 · instant")
     assert dock.form.status.text().startswith("Learned in")
@@ -106,13 +106,13 @@ def test_a_model_that_is_no_better_is_used_only_if_asked(
     assert dock.form.anyway_button.isVisible()
     assert "anyway" in dock.form.status.text()
     assert "No stroke could be held out" in dock.form.verdict.text()
-    assert dock.current == 0
+    assert dock.steps.current == 0
     np.testing.assert_array_equal(made(viewer, "cells")["classes"].data, before)
     dock.form.anyway_button.click()
     finish(dock, qtbot)
-    assert dock.current == 1
+    assert dock.steps.current == 1
     assert not dock.form.anyway_button.isVisible()
-    assert dock.model is not None
+    assert dock.steps.model is not None
 
 
 def test_each_lift_of_the_brush_refits_one_at_a_time(
@@ -141,7 +141,7 @@ def test_each_lift_of_the_brush_refits_one_at_a_time(
     qtbot.waitUntil(lambda: len(starts) == 3, timeout=30_000)
     finish(dock, qtbot)
     assert starts == [None] * 3, "never two at a time"
-    assert len(dock.steps) <= 3, "live steps replace each other"
+    assert len(dock.steps.listed) <= 3, "live steps replace each other"
     assert strokes.mode == "paint"
 
 
@@ -157,7 +157,7 @@ def test_thorough_after_live_stays_in_the_history(
     take(dock, qtbot)
     dock.form.instant.setChecked(True)
     take(dock, qtbot)
-    assert [s.tuned.mode for s in dock.steps[1:]] == ["thorough", "instant"]
+    assert [s.tuned.mode for s in dock.steps.listed[1:]] == ["thorough", "instant"]
 
 
 def test_thorough_learning_tells_how_it_goes(
@@ -190,7 +190,7 @@ def test_cancel_keeps_the_last_good_model(
     viewer.add_image(picture, name="cells")
     paint(begin(dock, qtbot))
     take(dock, qtbot)
-    good = dock.model
+    good = dock.steps.model
     dock.form.thorough.setChecked(True)
     dock.form.seconds.setValue(600)
     dock.form.train_button.click()
@@ -199,7 +199,7 @@ def test_cancel_keeps_the_last_good_model(
     finish(dock, qtbot)
     assert dock.form.train_button.isEnabled()
     assert dock.form.save_button.isEnabled()
-    assert dock.model is good or dock.steps[-1].tuned.verdict.better
+    assert dock.steps.model is good or dock.steps.listed[-1].tuned.verdict.better
 
 
 def test_a_refused_model_does_not_stay_on_show(
@@ -220,7 +220,7 @@ def test_a_refused_model_does_not_stay_on_show(
     dock.form.thorough.setChecked(True)
     dock.form.seconds.setValue(5)
     train(dock, qtbot)
-    assert dock.current == 0
+    assert dock.steps.current == 0
     np.testing.assert_allclose(
         made(viewer, "cells")["uncertainty"].data, before, atol=1e-5
     )
@@ -239,8 +239,8 @@ def test_one_can_go_back(
         dock.form.history.setCurrentRow(row)
         dock.form.back_button.click()
         finish(dock, qtbot)
-        assert dock.current == row
-        assert (dock.model is None) == (row == 0)
+        assert dock.steps.current == row
+        assert (dock.steps.model is None) == (row == 0)
         assert dock.form.save_button.isEnabled() == (row == 1)
         shown = made(viewer, "cells")["uncertainty"].data
         np.testing.assert_allclose(shown, expected, atol=1e-5)
@@ -248,7 +248,7 @@ def test_one_can_go_back(
     dock.form.back_button.click()
     finish(dock, qtbot)
     take(dock, qtbot)
-    assert len(dock.steps) == 2, "what came after is gone"
+    assert len(dock.steps.listed) == 2, "what came after is gone"
 
 
 # -- what goes wrong -----------------------------------------------------------------
@@ -273,7 +273,7 @@ def test_what_is_taken_away_in_mid_training_ends_in_a_sentence(
         viewer.layers.remove("cells")
     if gone == "both in the list":
         assert "was removed while it is learned from" in dock.form.status.text()
-        assert dock.pairs == []
+        assert dock.choice.listed == []
     if gone == "shape":
         strokes.data = np.zeros((20, 30), np.uint8)
     finish(dock, qtbot)
@@ -322,7 +322,7 @@ def test_too_little_is_told(
     train(dock, qtbot)
     assert says in dock.form.status.text()
     assert dock.form.train_button.isEnabled()
-    assert dock.current == 0
+    assert dock.steps.current == 0
 
 
 @pytest.mark.parametrize("names", ["nucleus", "", "a, a"])
@@ -353,11 +353,11 @@ def test_another_model_in_mid_training(
     shared.choose(shared.entries[1])
     assert "Another model was chosen" in dock.form.status.text()
     finish(dock, qtbot)
-    assert [s.name for s in dock.steps] == ["tiny"]
+    assert [s.name for s in dock.steps.listed] == ["tiny"]
     dock.form.instant.setChecked(True)
     take(dock, qtbot)
-    assert dock.model is not None
-    assert dock.model.name == "tiny"
+    assert dock.steps.model is not None
+    assert dock.steps.model.name == "tiny"
 
 
 def test_another_device_goes_on_from_the_model_in_use(
@@ -370,7 +370,7 @@ def test_another_device_goes_on_from_the_model_in_use(
     train(dock, qtbot)
     assert dock._tuner is not None
     assert dock._tuner[1] == "cpu"
-    assert dock._tuner[2].current is dock.steps[dock.current].tuned
+    assert dock._tuner[2].current is dock.steps.listed[dock.steps.current].tuned
 
 
 # -- images of every kind --------------------------------------------------------------
@@ -413,7 +413,7 @@ def test_the_plane_in_view_is_shown(
     viewer.dims.set_point(0, 5)
     take(dock, qtbot)
     np.testing.assert_allclose(shown.data_to_world((0, 0, 0)), (5, 0, 0))
-    dock.next_place()
+    dock.next_place.go()
     finish(dock, qtbot)
     assert "Paint here" in dock.form.status.text()
 
@@ -425,22 +425,22 @@ def test_several_pairs_are_learned_together(
     first = begin(dock, qtbot)
     dock.form.add_button.click()
     dock.form.add_button.click()
-    assert [str(p) for p in dock.pairs] == ["one ← one strokes"]
+    assert [str(p) for p in dock.choice.listed] == ["one ← one strokes"]
     viewer.add_image(picture[::-1].copy(), name="two")
     second = begin(dock, qtbot)
-    assert len(dock.pairs) == 2
+    assert len(dock.choice.listed) == 2
     stroke(first, 3, slice(30, 50), 1)
     stroke(first, 65, slice(40, 60), 1)
     stroke(second, 14, slice(21, 30), 2)
     stroke(second, 29, slice(56, 65), 2)
     take(dock, qtbot)
-    made_by = dock.model.provenance["fine_tuned"]
+    made_by = dock.steps.model.provenance["fine_tuned"]
     assert made_by["strokes"] == {"background": 2, "nucleus": 2}
     dock.form.pair_list.setCurrentRow(0)
     dock.form.remove_button.click()
-    assert [str(p) for p in dock.pairs] == ["two ← two strokes"]
+    assert [str(p) for p in dock.choice.listed] == ["two ← two strokes"]
     viewer.layers.remove("two")
-    assert dock.pairs == []
+    assert dock.choice.listed == []
 
 
 # -- brushes and places ----------------------------------------------------------------

@@ -74,7 +74,7 @@ def test_a_saved_model_is_offered_everywhere(
     take(dock, qtbot)
     chosen = shared.chosen
     (tmp_path / "mine.safetensors").write_text("another file")
-    dock.save_model(tmp_path / "mine.v2")
+    dock.steps.save(tmp_path / "mine.v2")
     finish(dock, qtbot)
     assert "mine.v2" in dock.form.status.text()
     assert (tmp_path / "mine.safetensors").read_text() == "another file"
@@ -94,10 +94,10 @@ def test_a_model_that_cannot_be_written_says_so(
     paint(begin(dock, qtbot))
     take(dock, qtbot)
     (tmp_path / "file").touch()
-    dock.save_model(tmp_path / "file" / "mine.safetensors")
+    dock.steps.save(tmp_path / "file" / "mine.safetensors")
     finish(dock, qtbot)
     assert dock.form.status.text().startswith("✖")
-    assert dock.model is not None
+    assert dock.steps.model is not None
 
 
 # -- projects ------------------------------------------------------------------------
@@ -140,12 +140,12 @@ def test_a_project_comes_back_on_the_right_image(
     np.testing.assert_array_equal(pair.labels.scale, (2, 2))
     assert again.form.classes.text() == "ground, cell"
     assert again.form.seconds.value() == 33
-    assert [s.name for s in again.steps] == [s.name for s in dock.steps]
-    assert again.current == dock.current
+    assert [s.name for s in again.steps.listed] == [s.name for s in dock.steps.listed]
+    assert again.steps.current == dock.steps.current
     shown = made(second, "renamed")["uncertainty"].data
     np.testing.assert_allclose(shown, learned, atol=1e-2)
     take(again, qtbot)
-    assert again.current == dock.current + 1
+    assert again.steps.current == dock.steps.current + 1
 
 
 def test_strokes_do_not_come_back_on_another_image(
@@ -223,8 +223,8 @@ def test_what_is_painted_is_kept_soon_and_brought_back(
     assert not again.form.notice.isVisible()
     assert [p.image.name for p in again.pairs] == ["cells"]
     np.testing.assert_array_equal(again.pairs[0].labels.data, strokes.data)
-    assert len(again.steps) == 3
-    assert again.current == 1, "the model that was in use"
+    assert len(again.steps.listed) == 3
+    assert again.steps.current == 1, "the model that was in use"
     qtbot.waitUntil(lambda: not unfinished(), timeout=20_000)
     kept(again, qtbot)
     again.projects.keeper.close()
@@ -346,12 +346,12 @@ def test_a_closed_dock_leaves_the_viewer_alone(
     stroke(strokes, 50, slice(60, 80), 1)
     qtbot.wait(600)
     assert dock.job is None
-    assert dock.current == 0
+    assert dock.steps.current == 0
     assert dock.projects.keeper._journal is None
     viewer.window.add_dock_widget(dock, name="again")
     stroke(strokes, 53, slice(60, 80), 1)
     finish(dock, qtbot)
-    assert dock.current == 1 or dock.candidate is not None
+    assert dock.steps.current == 1 or dock.steps.candidate is not None
 
 
 @pytest.mark.parametrize("how", ["dock", "viewer"])

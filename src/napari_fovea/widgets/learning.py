@@ -23,7 +23,7 @@ class History:
     Attributes
     ----------
     name : str
-        As the user reads it, and may change it.
+        As the user reads it.
     tuned : Tuned or None
         None for the model that it all began with.
     live : bool

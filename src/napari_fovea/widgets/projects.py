@@ -41,7 +41,7 @@ class Projects:
         self.notice: tuple[Unfinished, list[Any]] | None = None
         self._taken: set[Path] = set()
         self._images_seen: set[str] = set()
-        self.keeper = Keeper(dock.chosen_pairs, self.about)
+        self.keeper = Keeper(lambda: dock.choice.pairs, self.about)
         self.keeper.failed.connect(lambda told: dock.form.say(told, Said.ERROR))
         form = dock.form
         form.keep_project_button.clicked.connect(self.ask_save)
@@ -71,8 +71,8 @@ class Projects:
 
     def save(self, folder: str | Path) -> None:
         """Write strokes, classes, settings and models to a folder."""
-        pairs, about = self.dock.chosen_pairs(), self.about()
-        steps, current = list(self.dock.steps), self.dock.current
+        pairs, about = self.dock.choice.pairs, self.about()
+        steps, current = list(self.dock.steps.listed), self.dock.steps.current
 
         def write() -> None:
             from napari_fovea.project import save_project
@@ -112,7 +112,7 @@ class Projects:
         """Offer strokes that a crash left behind, once for each image."""
         layers = images_in(self.dock.viewer)
         here = {str(x.unique_id) for x in layers}
-        if self.dock.pairs or (here and here <= self._images_seen):
+        if self.dock.choice.listed or (here and here <= self._images_seen):
             return
         self._images_seen |= here
         images, taken = [_facts(layer) for layer in layers], set(self._taken)
@@ -201,18 +201,17 @@ class Projects:
         if entry is not None:
             self.dock.session.choose(entry)
         self.dock.form.set_state(project.settings, project.classes)
-        self.dock.pairs = pairs
-        self.dock.list_layers()
+        self.dock.choice.listed = pairs
+        self.dock.choice.list_layers()
 
         def read() -> list[History]:
             return history_of(folder, project)
 
         def then(history: list[History]) -> None:
             if history:
-                self.dock.steps, self.dock.current = history, max(0, project.current)
-                self.dock.show_history()
-                if self.dock.current > 0:
-                    self.dock.go_back()
+                self.dock.steps.take_up(history, max(0, project.current))
+                if self.dock.steps.current > 0:
+                    self.dock.steps.go_back()
             for pair in pairs:
                 self.keeper.touch(pair.labels)
             count = len([s for s in history if s.tuned is not None])
@@ -226,7 +225,8 @@ class Projects:
 
     def _let_go(self, folder: Path) -> None:
         """Remove an old journal as soon as a new one holds the same."""
-        keeper, steps = self.keeper, [s for s in self.dock.steps if s.tuned is not None]
+        keeper, all_steps = self.keeper, self.dock.steps
+        steps = [s for s in all_steps.listed if s.tuned is not None]
 
         def move() -> None:
             from napari_fovea.project import discard
@@ -241,7 +241,8 @@ class Projects:
 
         for step in steps:
             keeper.step(step)
-        keeper.use(self.dock.steps[self.dock.current])
+        if all_steps.in_use is not None:
+            keeper.use(all_steps.in_use)
         self.dock.run(call(move), lambda _: None)
 
     def _open(self, strokes: Strokes) -> Any:
