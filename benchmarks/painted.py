@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,12 +24,15 @@ from napari_fovea import Model, complete
 from napari_fovea.files import read_image, read_labels
 from napari_fovea.inference.segmenting import reader_for
 from napari_fovea.metrics import dice
-from napari_fovea.training.finetune import Tuned, Tuner
 from napari_fovea.training.labelling import Labelling
 from napari_fovea.training.painted import Annotation, Painted, read_painted
 from napari_fovea.training.run import find_recipe, fresh_model, train_on
 from napari_fovea.training.samples import make_sample, pair_files
+from napari_fovea.training.tuner import Tuner
 from strokes import simulated
+
+if TYPE_CHECKING:
+    from napari_fovea.training.learned import Tuned
 
 CPU = torch.device("cpu")
 FOREST = {"n_estimators": 50, "max_depth": 10, "n_jobs": -1, "random_state": 0}

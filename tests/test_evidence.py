@@ -28,10 +28,10 @@ from napari_fovea.training.evidence import (
     gather,
     row_scores,
 )
-from napari_fovea.training.finetune import Tuner
 from napari_fovea.training.guard import Stroke, stroke_scores, strokes_of
 from napari_fovea.training.looks import DenseLooks, RetinaLooks, looks_of
 from napari_fovea.training.painted import Annotation, PaintedPlane, read_painted
+from napari_fovea.training.tuner import Tuner
 from small_networks import DENSE, tiny
 
 CPU = torch.device("cpu")

@@ -20,9 +20,9 @@ from napari_fovea import complete, segment
 from napari_fovea.errors import TrainingError
 from napari_fovea.models import Model
 from napari_fovea.networks import Adapted, AdaptedRetina
-from napari_fovea.training import finetune, seeing
+from napari_fovea.training import seeing
 from napari_fovea.training.adapting import adapted, student
-from napari_fovea.training.finetune import Tuner, fine_tune
+from napari_fovea.training.finetune import fine_tune
 from napari_fovea.training.fit import fit
 from napari_fovea.training.guard import balanced, strokes_of
 from napari_fovea.training.learned import Tuned
@@ -37,6 +37,7 @@ from napari_fovea.training.strokes import (
     stroke_loss,
     stroke_task,
 )
+from napari_fovea.training.tuner import Tuner
 from small_networks import DENSE, tiny
 
 NUCLEI = ("background", "nucleus")
@@ -81,7 +82,7 @@ def short(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     small = {"side": 48, "views": 4, "batch_size": 2, "epochs": 3} | changes
     for name, recipe in STROKES.items():
         own = {k: v for k, v in small.items() if k != "side" or recipe.side}
-        monkeypatch.setitem(finetune.STROKES, name, replace(recipe, **own))
+        monkeypatch.setitem(STROKES, name, replace(recipe, **own))
 
 
 def weights(model: Model) -> dict[str, torch.Tensor]:
@@ -529,13 +530,13 @@ def test_complete_labels_teach_borders_where_they_tell_objects(
     labels = label(picture > 120)
     labels = labels if objects else np.minimum(labels, 1)
     seen = []
-    made_task = finetune.stroke_task
+    made_task = stroke_task
 
     def spied(*arguments: Any, **options: Any) -> Any:
         seen.append(made_task(*arguments, **options))
         return seen[-1]
 
-    monkeypatch.setattr(finetune, "stroke_task", spied)
+    monkeypatch.setattr("napari_fovea.training.tuner.stroke_task", spied)
     for model in (made(outputs=3), tiny_model(outputs=3)):
         seen.clear()
         _, tuned = thorough(
@@ -598,13 +599,13 @@ def test_an_adapted_retina_learns_by_the_retinas_recipe(
 ) -> None:
     short(monkeypatch, epochs=1)
     seen = []
-    made_task = finetune.stroke_task
+    made_task = stroke_task
 
     def spied(*arguments: Any, **options: Any) -> Any:
         seen.append(options["recipe"].network)
         return made_task(*arguments, **options)
 
-    monkeypatch.setattr(finetune, "stroke_task", spied)
+    monkeypatch.setattr("napari_fovea.training.tuner.stroke_task", spied)
     model = tiny_model()
     thorough(adapted(model, model.classes), one)
     assert seen == ["retina-vgg"]
@@ -635,7 +636,7 @@ def test_nothing_is_learned_of_strokes_that_are_held_out(
     def dealt(some: Any, **_: Any) -> dict[Any, int]:
         return {s: parts.get(s, parts.get(s._replace(label=0), 0)) for s in some}
 
-    monkeypatch.setattr(finetune, "fold_strokes", dealt)
+    monkeypatch.setattr("napari_fovea.training.tuner.fold_strokes", dealt)
     results = []
     for one_plane in (plane, changed):
         tuner = Tuner(model, device="cpu")

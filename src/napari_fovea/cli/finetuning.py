@@ -74,8 +74,9 @@ def finetune(
 ) -> None:
     """Let a model learn from strokes or labels. Ctrl+C keeps what it has learned."""
     from napari_fovea.models import Model
-    from napari_fovea.training.finetune import SECONDS, fine_tune
+    from napari_fovea.training.finetune import fine_tune
     from napari_fovea.training.run import check_seed
+    from napari_fovea.training.tuner import SECONDS
 
     check_output(output)
     check_seed(seed)

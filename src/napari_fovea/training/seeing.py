@@ -72,7 +72,7 @@ class Seeing:
         self._rows.clear()
         self._mine.clear()
 
-    def _prepare(self, classes: tuple[str, ...]) -> Any:
+    def prepare(self, classes: tuple[str, ...]) -> Any:
         """Make the trunk read evidence, on the device; kept until it changes."""
         if self._adapted is None or self._adapted[0] != classes:
             self.forget()
@@ -81,11 +81,18 @@ class Seeing:
             self._network = ready(model, self.device)
         return self._network
 
+    @property
+    def prepared(self) -> Model:
+        """The trunk that reads evidence, but learned none yet."""
+        assert self._adapted is not None, "prepare comes first"
+        return self._adapted[1]
+
     def _can_adapt(self) -> bool:
         """Tell whether there is evidence to be read beside the trunk's opinion."""
         return not isinstance(self.trunk.config, MaskRCNNConfig | PatchCenterConfig)
 
-    def _look(self, plane: PaintedPlane) -> Looks:
+    def look(self, plane: PaintedPlane) -> Looks:
+        """Look at a plane, unless that was done already."""
         assert self._adapted is not None
         digest = _digest(plane.image)
         known = self._looks.get(plane.key)
@@ -102,11 +109,12 @@ class Seeing:
             self._looks.popitem(last=False)
         return known[1]
 
-    def _see(self, plane: PaintedPlane) -> Rows:
+    def see(self, plane: PaintedPlane) -> Rows:
+        """Find what is seen at the painted places of a plane."""
         digest = _digest(plane.image) + sha256(plane.classes.tobytes()).hexdigest()
         known = self._rows.get(plane.key)
         if known is None or known[0] != digest:
-            known = (digest, self._look(plane).rows(plane))
+            known = (digest, self.look(plane).rows(plane))
             self._rows[plane.key] = known
         return known[1]
 
@@ -165,7 +173,7 @@ class Seeing:
         shape = (pixels.shape[1], pixels.shape[2])
         mine = model.network in self._mine
         if model is self.trunk and self._can_adapt():
-            self._prepare(self._adapted[0] if self._adapted else model.classes)
+            self.prepare(self._adapted[0] if self._adapted else model.classes)
             evident = isinstance(model.network, Adapted | AdaptedRetina)
             assert self._adapted is not None
             mine = not evident or self._adapted[0] == model.classes
@@ -175,7 +183,7 @@ class Seeing:
         if mine:
             nothing = np.full(shape, VOID, np.uint8)
             plane = PaintedPlane(key, pixels, nothing, np.zeros(shape, np.int32))
-            return self._look(plane).read(network, plain=plain)
+            return self.look(plane).read(network, plain=plain)
         placed = replace(model, network=network)
         run = reader_for(placed, self.device, shape).read(
             pixels.to(self.device), scale=(1.0, 1.0), cancelled=lambda: False

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from napari_fovea.models import Entry
-    from napari_fovea.training.finetune import Tuner
     from napari_fovea.training.learned import Tuned
+    from napari_fovea.training.tuner import Tuner
     from napari_fovea.widgets.learning import History
 
 _LIFT = 120  # ms after the brush lifts: strokes often come in pairs
@@ -217,7 +217,7 @@ class FineTuneDock(QWidget):
 
     def _tuner_for(self, entry: Entry) -> Tuner:
         """Take up what was looked at; called in the job's thread."""
-        from napari_fovea.training.finetune import Tuner
+        from napari_fovea.training.tuner import Tuner
 
         device = self.session.device
         if self._tuner is None or self._tuner[:2] != (entry, device):

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from napari_fovea.models import Model
-    from napari_fovea.training.finetune import Tuner
     from napari_fovea.training.learned import Tuned
+    from napari_fovea.training.tuner import Tuner
 
 _SHOW = 2.0  # seconds between views of a model that is being trained
 
