@@ -296,12 +296,14 @@ def transfer(model: Model, options: Any) -> None:
     columns: dict[str, list[float]] = {}
     kinds = {"shipped": model, "another kind": other_kind(options.other)}
     tests = [image for image, _, _ in pictures[3:]]
+    taken: dict[str, bool] = {}
     found = {"forest": forest(pictures[:3], tests)}
     for name, start in kinds.items():
         found[f"{name}, before"] = [told(start, image) for image in tests]
         for mode in ("instant", "thorough") if options.seconds else ("instant",):
             tuned = learn(start, pictures[:3], mode=mode, options=options)
             found[f"{name}, {mode}"] = [told(tuned.model, image) for image in tests]
+            taken[f"{name}, {mode}"] = tuned.verdict.better
     for key, some in found.items():
         truths = [objects > 0 for _, objects, _ in pictures[3:]]
         columns[key] = [dice(a, b) for a, b in zip(some, truths, strict=True)]
@@ -312,6 +314,7 @@ def transfer(model: Model, options: Any) -> None:
             "images": len(tests),
             "seconds_of_thorough": options.seconds,
             "dice": summary(columns),
+            "taken": taken,
         },
     )
 

@@ -23,12 +23,14 @@ from napari_fovea.training import looks
 from napari_fovea.training.adapting import adapted
 from napari_fovea.training.evidence import (
     Gathered,
+    choose_ridge,
     class_logits,
     fit_evidence,
     gather,
+    held_out,
     row_scores,
 )
-from napari_fovea.training.guard import Stroke, stroke_scores, strokes_of
+from napari_fovea.training.guard import Stroke, fold_strokes, stroke_scores, strokes_of
 from napari_fovea.training.looks import DenseLooks, RetinaLooks, looks_of
 from napari_fovea.training.painted import Annotation, PaintedPlane, read_painted
 from napari_fovea.training.tuner import Tuner
@@ -492,3 +494,51 @@ def test_what_many_rows_tell_is_thinned_out_by_class() -> None:
     assert counts[0] < 6000
     again = gather(network, [(plane.key, found)], strokes_of([plane]))
     assert torch.equal(again.features, gathered.features), "the same every time"
+
+
+# -- how much is held back -----------------------------------------------------------
+
+
+def told_by(features: torch.Tensor, prior: torch.Tensor) -> Gathered:
+    """Strokes of two classes, twelve rows each; half of them of the second class."""
+    n = len(features)
+    index = torch.arange(n) // 12
+    label = index % 2
+    return Gathered(
+        features,
+        prior,
+        functional.one_hot(label, 2).float(),
+        torch.ones(n),
+        torch.full((n, 2), 0.5),
+        tuple(Stroke(("a", 0), i + 1, i % 2) for i in range(n // 12)),
+        index,
+        torch.ones(features.shape[1]),
+        features.mean(0),
+    )
+
+
+def test_evidence_is_held_back_where_the_network_knows_its_way() -> None:
+    make = torch.Generator().manual_seed(0)
+    noise = torch.randn(96, 8, generator=make)
+    label = torch.arange(96) // 12 % 2
+    knows = functional.one_hot(label, 2).float() * 2 - 1
+    telling = noise.clone()
+    telling[:, 0] += 4 * label
+    for features, prior, factor in ((noise, knows, 100), (telling, -knows, 1)):
+        gathered = told_by(features, prior)
+        parts = fold_strokes(gathered.strokes)
+        start = torch.zeros(9, 1, dtype=torch.float64)
+        *_, best = choose_ridge(gathered, start, parts)
+        assert best.gathered.ridge == pytest.approx(factor * gathered.ridge)
+        expected, _ = held_out(best.gathered, start, parts)
+        assert best.scores == expected
+
+
+def test_the_ridge_stays_where_a_class_cannot_be_held_out() -> None:
+    gathered = told_by(torch.randn(36, 3), torch.zeros(36, 2))  # 2 strokes and 1
+    start = torch.zeros(4, 1, dtype=torch.float64)
+    tried = list(choose_ridge(gathered, start, fold_strokes(gathered.strokes)))
+    assert [some.gathered.ridge for some in tried] == [gathered.ridge]
+    alone = told_by(torch.randn(24, 3), torch.zeros(24, 2))
+    (only,) = choose_ridge(alone, start, fold_strokes(alone.strokes))
+    assert only.scores == {}

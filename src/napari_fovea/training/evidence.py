@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch.nn import functional
 
 from napari_fovea.networks import RetinaConfig
+from napari_fovea.training.guard import balanced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     Network = Adapted | AdaptedRetina
 
 RIDGE = 0.03
-"""Weight of the squared evidence for six strokes; the more there are, the less."""
+"""Weight of the squared evidence for six strokes; the more there are, the less.
+
+Ten and a hundred times as much is tried too."""
 
 CELL_RIDGE = 0.3
 """The same for cells, which see more than what was painted in them."""
@@ -30,6 +33,7 @@ CELL_RIDGE = 0.3
 _OF_SHAPE, _OF_TAPS = 0.4, 0.1
 _OF_BIAS = 0.1  # of the ridge
 _STROKES, _LEAST = 6, 0.05  # for which a ridge is meant; most that is taken off it
+_RIDGES, _ALIKE = (1, 10, 100), 0.005  # tried; scores that are taken for the same
 _MOST = 6000  # places that are fitted to
 _ITERATIONS = 60
 
@@ -233,13 +237,13 @@ def row_scores(
     return scores
 
 
-def held_out_scores(
+def held_out(
     gathered: Gathered,
     start: torch.Tensor,
     parts: Mapping[Stroke, int],
     *,
     use: torch.Tensor | None = None,
-) -> Iterator[Scores]:
+) -> tuple[Scores, Scores]:
     """Score every stroke by a fit to the others, part by part.
 
     Parameters
@@ -252,6 +256,13 @@ def held_out_scores(
         From `guard.fold_strokes`; those of part −1 are never held out.
     use : Tensor of bool, shape (n,), optional
         Rows that may be used; all by default.
+
+    Returns
+    -------
+    given : dict
+        Mean probability given to what was painted, by stroke.
+    right : dict
+        Share of each stroke that was told right.
     """
     several = min(parts.values(), default=0) - 2
     numbers = [parts.get(stroke, several) for stroke in gathered.strokes]
@@ -260,9 +271,64 @@ def held_out_scores(
     usable = part != several
     if use is not None:
         usable &= use
+    given: Scores = {}
+    right: Scores = {}
     for number in sorted(set(parts.values()) - {-1}):
         held = (part == number) & usable
         if held.any():
             found = fit_evidence(gathered, start, use=usable & ~held)
-            given = class_logits(gathered, found).softmax(1)
-            yield row_scores(gathered, given, of=held)
+            told = class_logits(gathered, found).softmax(1)
+            given |= row_scores(gathered, told, of=held)
+            sure = functional.one_hot(told.argmax(1), told.shape[1])
+            right |= row_scores(gathered, sure, of=held)
+    return given, right
+
+
+class Tried(NamedTuple):
+    """The best way to fit that was found so far.
+
+    Attributes
+    ----------
+    gathered : Gathered
+        With the ridge that was found best.
+    scores : dict
+        Mean probability given to strokes when they were held out.
+    """
+
+    gathered: Gathered
+    scores: Scores
+
+
+def choose_ridge(
+    gathered: Gathered,
+    start: torch.Tensor,
+    parts: Mapping[Stroke, int],
+    *,
+    use: torch.Tensor | None = None,
+) -> Iterator[Tried]:
+    """Find how much evidence to hold back: all that strokes do not speak against.
+
+    A network that knows its way loses by what is read beside it where nothing was
+    painted; one that does not needs all that can be read. Where strokes of a class
+    cannot be held out, nothing is known of this, and the ridge stays.
+
+    Parameters
+    ----------
+    others
+        See `held_out`.
+
+    Yields
+    ------
+    Tried
+        After each ridge.
+    """
+    classes = {stroke.label for stroke in gathered.strokes}
+    tried: list[tuple[float, Tried]] = []
+    for factor in _RIDGES:
+        own = replace(gathered, ridge=factor * gathered.ridge)
+        given, right = held_out(own, start, parts, use=use)
+        tried.append((balanced(right), Tried(own, given)))
+        best = max(score for score, _ in tried) - _ALIKE
+        yield [some for score, some in tried if score >= best][-1]
+        if {stroke.label for stroke in right} != classes:
+            return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,14 +12,13 @@ from napari_fovea.networks import Adapted, AdaptedRetina
 from napari_fovea.training.adapting import student
 from napari_fovea.training.evidence import (
     Gathered,
+    choose_ridge,
     class_logits,
     fit_evidence,
     gather,
-    held_out_scores,
     row_scores,
 )
 from napari_fovea.training.guard import (
-    Scores,
     Stroke,
     balanced,
     fold_strokes,
@@ -36,9 +36,27 @@ Belief = tuple[tuple[str, int], torch.Tensor]
 """Key of a plane, and class probabilities (K, H, W) there."""
 
 
-def teach(
-    seeing: Seeing, painted: Painted, held: frozenset[Stroke]
-) -> tuple[Model, Iterator[Belief]]:
+@dataclass(frozen=True)
+class Taught:
+    """Where thorough learning begins.
+
+    Attributes
+    ----------
+    start : Model
+        What the instant learner makes of the trunk; the trunk itself, if it does no
+        worse on strokes that are held out in turn.
+    beliefs : iterator
+        What that says of each plane.
+    ridge : float
+        How much evidence was held back.
+    """
+
+    start: Model
+    beliefs: Iterator[Belief]
+    ridge: float
+
+
+def teach(seeing: Seeing, painted: Painted, held: frozenset[Stroke]) -> Taught:
     """Find what to start from, and what it believes of all planes.
 
     Parameters
@@ -49,33 +67,22 @@ def teach(
         What was painted.
     held : set of Stroke
         Strokes of which nothing is to be learned.
-
-    Returns
-    -------
-    start : Model
-        What the instant learner makes of the trunk with the other strokes; the trunk
-        itself, if it does no worse where they are held out in turn.
-    beliefs : iterator
-        What that says of each plane.
     """
     network = seeing.prepare(painted.classes)
     gathered = _gathered(seeing, painted)
     hidden = torch.tensor([*(s in held for s in gathered.strokes), bool(held)])
     use, before = ~hidden[gathered.index], network.weights
-    taught = copy.deepcopy(seeing.prepared)
-    assert isinstance(taught.network, Adapted | AdaptedRetina)
-    taught.network.weights = fit_evidence(gathered, before, use=use)
-    # Where the network knows its way already, it is its own best teacher.
-    scores: Scores = {}
     parts = fold_strokes([s for s in gathered.strokes if s not in held])
-    for some in held_out_scores(gathered, before, parts, use=use):
-        scores |= some
+    gathered, scores = list(choose_ridge(gathered, before, parts, use=use))[-1]
     own = row_scores(gathered, beginning(gathered, before), of=use)
+    # Where the network knows its way already, it is its own best teacher.
     trusted = bool(scores) and network.config.kept
     trusted = trusted and balanced(own) >= balanced(scores)
-    reading = copy.deepcopy(network)
+    taught, reading = copy.deepcopy(seeing.prepared), copy.deepcopy(network)
     if not trusted:
-        reading.weights = taught.network.weights
+        reading.weights = fit_evidence(gathered, before, use=use)
+        assert isinstance(taught.network, Adapted | AdaptedRetina)
+        taught.network.weights = reading.weights
     plain = trusted and not bool(before.any())
 
     def beliefs() -> Iterator[Belief]:
@@ -83,15 +90,17 @@ def teach(
             seen = seeing.look(plane).read(reading, plain=plain)
             yield plane.key, taught.class_probabilities(seen.outputs).cpu()
 
-    return (student(seeing.trunk, painted) if trusted else taught), beliefs()
+    start = student(seeing.trunk, painted) if trusted else taught
+    return Taught(start, beliefs(), gathered.ridge)
 
 
-def read_all(seeing: Seeing, painted: Painted) -> None:
+def read_all(seeing: Seeing, painted: Painted, *, ridge: float) -> None:
     """Fit what the trunk reads to all strokes, in place."""
     own = seeing.trunk.network
     assert isinstance(own, Adapted | AdaptedRetina)
     seeing.prepare(painted.classes)
-    own.weights = fit_evidence(_gathered(seeing, painted), own.weights)
+    gathered = replace(_gathered(seeing, painted), ridge=ridge)
+    own.weights = fit_evidence(gathered, own.weights)
 
 
 def beginning(gathered: Gathered, start: torch.Tensor) -> torch.Tensor:

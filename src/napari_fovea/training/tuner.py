@@ -18,11 +18,12 @@ from napari_fovea.networks import (
 )
 from napari_fovea.training.adapting import replayed, stamped, student
 from napari_fovea.training.evidence import (
+    RIDGE,
     Gathered,
+    choose_ridge,
     class_logits,
     fit_evidence,
     gather,
-    held_out_scores,
     row_scores,
 )
 from napari_fovea.training.fit import fit
@@ -139,20 +140,17 @@ class Tuner(Seeing):
         gathered = gather(network, rows, strokes)
         start = network.weights
         parts = fold_strokes(strokes, complete=painted.complete)
+        for i, tried in enumerate(choose_ridge(gathered, start, parts)):
+            gathered, scores = tried
+            yield Learning("fitting", i + 1, 0.8, None, balanced(scores), device=told)
+            if cancelled():
+                break
         losses: list[float] = []
         weights = fit_evidence(
             gathered, start, told=lambda step, loss: losses.append(loss)
         )
         for i, loss in enumerate(losses):
-            yield Learning("fitting", i + 1, 0.8, loss, device=told)
-        scores: Scores = {}
-        for i, some in enumerate(held_out_scores(gathered, start, parts)):
-            scores |= some
-            so_far = balanced(scores)
-            step = len(losses) + i + 1
-            yield Learning("fitting", step, 0.9, None, so_far, device=told)
-            if cancelled():
-                break
+            yield Learning("fitting", i + 1, 0.9, loss, balanced(scores), device=told)
         before = row_scores(gathered, beginning(gathered, start))
         same = len(self.model.classes) == len(painted.classes)
         if self.current is not None and self.current.mode == "instant" and same:
@@ -227,10 +225,12 @@ class Tuner(Seeing):
         held = frozenset(s for s, part in parts.items() if part == 0)
         before = self._scores(painted, held)
         yield Learning("looking", 0, 0.0, score=balanced(before), device=told)
+        ridge = RIDGE
         teachers: dict[tuple[str, int], torch.Tensor] = {}
         if not painted.complete:
-            start, run = teach(self, painted, held)
-            for i, (key, teacher) in enumerate(run):
+            taught = teach(self, painted, held)
+            start, ridge = taught.start, taught.ridge
+            for i, (key, teacher) in enumerate(taught.beliefs):
                 teachers[key] = teacher
                 yield Learning("looking", i + 1, 0.0, device=told)
                 if cancelled():
@@ -302,7 +302,8 @@ class Tuner(Seeing):
         model.network.cpu()
         verdict = judge(before, scores, classes=len(painted.classes))
         if isinstance(model.network, Adapted | AdaptedRetina) and not cancelled():
-            read_all(Tuner(model, device=str(self.device)), painted)
+            seeing = Seeing(model, device=str(self.device))
+            read_all(seeing, painted, ridge=ridge)
         model = stamped(
             replace(model, name=name or self.trunk.name),
             self.trunk,
