@@ -502,6 +502,7 @@ def test_what_many_rows_tell_is_thinned_out_by_class() -> None:
 def told_by(features: torch.Tensor, prior: torch.Tensor) -> Gathered:
     """Strokes of two classes, twelve rows each; half of them of the second class."""
     n = len(features)
+    base = (4 * prior).softmax(1)
     index = torch.arange(n) // 12
     label = index % 2
     return Gathered(
@@ -509,7 +510,7 @@ def told_by(features: torch.Tensor, prior: torch.Tensor) -> Gathered:
         prior,
         functional.one_hot(label, 2).float(),
         torch.ones(n),
-        torch.full((n, 2), 0.5),
+        base,
         tuple(Stroke(("a", 0), i + 1, i % 2) for i in range(n // 12)),
         index,
         torch.ones(features.shape[1]),
@@ -535,7 +536,9 @@ def test_evidence_is_held_back_where_the_network_knows_its_way() -> None:
 
 
 def test_the_ridge_stays_where_a_class_cannot_be_held_out() -> None:
-    gathered = told_by(torch.randn(36, 3), torch.zeros(36, 2))  # 2 strokes and 1
+    label = torch.arange(36) // 12 % 2
+    knows = functional.one_hot(label, 2).float()
+    gathered = told_by(torch.randn(36, 3), knows)  # 2 strokes and 1
     start = torch.zeros(4, 1, dtype=torch.float64)
     tried = list(choose_ridge(gathered, start, fold_strokes(gathered.strokes)))
     assert [some.gathered.ridge for some in tried] == [gathered.ridge]

@@ -292,7 +292,7 @@ def test_labels_that_do_not_fit_are_named(
 ) -> None:
     viewer.add_image(picture, name="cells")
     viewer.add_labels(np.zeros((30, 40), np.uint8), name="small")
-    for act in (dock.train, dock.next_place):
+    for act in (dock.train, dock.next_place.go):
         act()
         for fact in ("'small'", "(30, 40)", "'cells'", "(70, 90)"):
             assert fact in dock.form.status.text()

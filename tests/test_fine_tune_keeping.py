@@ -133,8 +133,8 @@ def test_a_project_comes_back_on_the_right_image(
     second.layers.move(1, 0)
     finish(again, qtbot)
     finish(again, qtbot)
-    assert len(again.pairs) == 1
-    pair = again.pairs[0]
+    assert len(again.choice.listed) == 1
+    pair = again.choice.listed[0]
     assert pair.image == target
     np.testing.assert_array_equal(pair.labels.data, strokes.data)
     np.testing.assert_array_equal(pair.labels.scale, (2, 2))
@@ -166,7 +166,7 @@ def test_strokes_do_not_come_back_on_another_image(
     again = opened(second)
     again.projects.open(tmp_path / "project")
     finish(again, qtbot)
-    assert again.pairs == []
+    assert again.choice.listed == []
     assert len(second.layers) == 1
     assert "cells is not open" in again.form.status.text()
 
@@ -221,8 +221,8 @@ def test_what_is_painted_is_kept_soon_and_brought_back(
     finish(again, qtbot)
     finish(again, qtbot)
     assert not again.form.notice.isVisible()
-    assert [p.image.name for p in again.pairs] == ["cells"]
-    np.testing.assert_array_equal(again.pairs[0].labels.data, strokes.data)
+    assert [p.image.name for p in again.choice.listed] == ["cells"]
+    np.testing.assert_array_equal(again.choice.listed[0].labels.data, strokes.data)
     assert len(again.steps.listed) == 3
     assert again.steps.current == 1, "the model that was in use"
     qtbot.waitUntil(lambda: not unfinished(), timeout=20_000)
@@ -256,9 +256,9 @@ def test_an_image_that_is_opened_again_is_not_offered_twice(
     again.form.restore_button.click()
     finish(again, qtbot)
     finish(again, qtbot)
-    assert [p.image.name for p in again.pairs] == ["cells"]
+    assert [p.image.name for p in again.choice.listed] == ["cells"]
     assert not again.form.notice.isVisible()
-    np.testing.assert_array_equal(again.pairs[0].labels.data, strokes.data)
+    np.testing.assert_array_equal(again.choice.listed[0].labels.data, strokes.data)
 
 
 def test_what_is_thrown_away_is_gone(

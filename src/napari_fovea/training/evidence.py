@@ -33,7 +33,8 @@ CELL_RIDGE = 0.3
 _OF_SHAPE, _OF_TAPS = 0.4, 0.1
 _OF_BIAS = 0.1  # of the ridge
 _STROKES, _LEAST = 6, 0.05  # for which a ridge is meant; most that is taken off it
-_RIDGES, _ALIKE = (1, 10, 100), 0.005  # tried; scores that are taken for the same
+_RIDGES = (1, 10, 100)  # that are tried
+_ALIKE, _KNOWS = 0.005, 0.05  # scores that are the same; that are about as good
 _MOST = 6000  # places that are fitted to
 _ITERATIONS = 60
 
@@ -141,6 +142,13 @@ def class_logits(gathered: Gathered, weights: torch.Tensor) -> torch.Tensor:
     if evidence.shape[1] == 1:
         evidence = torch.cat([-evidence / 2, evidence / 2], dim=1)
     return gathered.prior.double() + evidence
+
+
+def beginning(gathered: Gathered, start: torch.Tensor) -> torch.Tensor:
+    """Class probabilities of rows by the trunk, which may read evidence itself."""
+    if not bool(start.any()):
+        return gathered.base
+    return class_logits(gathered, start).softmax(1).float()
 
 
 def fit_evidence(
@@ -279,8 +287,7 @@ def held_out(
             found = fit_evidence(gathered, start, use=usable & ~held)
             told = class_logits(gathered, found).softmax(1)
             given |= row_scores(gathered, told, of=held)
-            sure = functional.one_hot(told.argmax(1), told.shape[1])
-            right |= row_scores(gathered, sure, of=held)
+            right |= _right(gathered, told, of=held)
     return given, right
 
 
@@ -306,11 +313,12 @@ def choose_ridge(
     *,
     use: torch.Tensor | None = None,
 ) -> Iterator[Tried]:
-    """Find how much evidence to hold back: all that strokes do not speak against.
+    """Find how much evidence to hold back.
 
-    A network that knows its way loses by what is read beside it where nothing was
-    painted; one that does not needs all that can be read. Where strokes of a class
-    cannot be held out, nothing is known of this, and the ridge stays.
+    A network that tells strokes about as well by itself loses by what is read beside
+    it where nothing was painted: as much is held back as strokes do not speak
+    against. One that does not needs all that can be read. Where strokes of a class
+    cannot be held out, nothing is known of this, and the ridge stays too.
 
     Parameters
     ----------
@@ -323,12 +331,21 @@ def choose_ridge(
         After each ridge.
     """
     classes = {stroke.label for stroke in gathered.strokes}
+    alone = balanced(_right(gathered, beginning(gathered, start), of=use))
     tried: list[tuple[float, Tried]] = []
     for factor in _RIDGES:
         own = replace(gathered, ridge=factor * gathered.ridge)
         given, right = held_out(own, start, parts, use=use)
         tried.append((balanced(right), Tried(own, given)))
-        best = max(score for score, _ in tried) - _ALIKE
-        yield [some for score, some in tried if score >= best][-1]
-        if {stroke.label for stroke in right} != classes:
+        best = max(score for score, _ in tried)
+        yield [some for score, some in tried if score >= best - _ALIKE][-1]
+        if {stroke.label for stroke in right} != classes or alone < best - _KNOWS:
             return
+
+
+def _right(
+    gathered: Gathered, probabilities: torch.Tensor, *, of: torch.Tensor | None = None
+) -> Scores:
+    """Share of each stroke whose class is the most probable one."""
+    sure = functional.one_hot(probabilities.argmax(1), probabilities.shape[1])
+    return row_scores(gathered, sure, of=of)

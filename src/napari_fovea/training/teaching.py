@@ -12,8 +12,8 @@ from napari_fovea.networks import Adapted, AdaptedRetina
 from napari_fovea.training.adapting import student
 from napari_fovea.training.evidence import (
     Gathered,
+    beginning,
     choose_ridge,
-    class_logits,
     fit_evidence,
     gather,
     row_scores,
@@ -101,13 +101,6 @@ def read_all(seeing: Seeing, painted: Painted, *, ridge: float) -> None:
     seeing.prepare(painted.classes)
     gathered = replace(_gathered(seeing, painted), ridge=ridge)
     own.weights = fit_evidence(gathered, own.weights)
-
-
-def beginning(gathered: Gathered, start: torch.Tensor) -> torch.Tensor:
-    """Class probabilities of rows by the trunk, which may read evidence itself."""
-    if not bool(start.any()):
-        return gathered.base
-    return class_logits(gathered, start).softmax(1).float()
 
 
 def _gathered(seeing: Seeing, painted: Painted) -> Gathered:

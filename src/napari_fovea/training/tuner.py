@@ -20,6 +20,7 @@ from napari_fovea.training.adapting import replayed, stamped, student
 from napari_fovea.training.evidence import (
     RIDGE,
     Gathered,
+    beginning,
     choose_ridge,
     class_logits,
     fit_evidence,
@@ -41,7 +42,7 @@ from napari_fovea.training.processes import check_precision
 from napari_fovea.training.recipes import STROKES
 from napari_fovea.training.seeing import Seeing
 from napari_fovea.training.strokes import Lesson, held_scores, sample_of, stroke_task
-from napari_fovea.training.teaching import beginning, read_all, teach
+from napari_fovea.training.teaching import read_all, teach
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
