@@ -10,6 +10,7 @@ import torch
 
 from napari_fovea.models import Model
 from napari_fovea.networks import build
+from napari_fovea.training.painted import Annotation
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -91,3 +92,19 @@ def picture() -> np.ndarray:
     )
     rng = np.random.default_rng(0)
     return (40 + 150 * discs + rng.integers(0, 20, (70, 90))).astype(np.uint8)
+
+
+@pytest.fixture
+def strokes(picture: np.ndarray) -> np.ndarray:
+    labels = np.zeros(picture.shape, np.uint8)
+    for y, x in ((15, 20), (40, 60), (55, 25)):
+        labels[y, x - 4 : x + 5] = 2
+        labels[y + 3, x - 3 : x + 4] = 2
+    for y in (3, 28, 66):
+        labels[y, 32:50], labels[y, 75:88] = 1, 1
+    return labels
+
+
+@pytest.fixture
+def one(picture: np.ndarray, strokes: np.ndarray) -> Annotation:
+    return Annotation(picture, strokes)
