@@ -483,3 +483,34 @@ def test_a_cancelled_job_returns_and_closes_its_generator(qtbot: Any) -> None:
         job.cancel()
     assert result.args == ["partial"]
     assert closed == [True]
+
+
+# -- jobs ----------------------------------------------------------------------------
+
+
+def test_a_job_outlives_the_window_in_peace() -> None:
+    sip = pytest.importorskip("PyQt6.sip")
+    steps = []
+
+    def make(cancelled: Any) -> Any:
+        sip.delete(job.signals)  # as when napari is closed
+        for i in range(3):
+            steps.append(i)
+            yield i
+
+    job = Job(make)
+    job.run()
+    assert steps == [0]
+
+
+def test_errors_of_a_job_are_told() -> None:
+    told: list[Exception] = []
+
+    def make(cancelled: Any) -> Any:
+        yield 1
+        raise RuntimeError("no luck")
+
+    job = Job(make)
+    job.errored.connect(told.append)
+    job.run()
+    assert [str(error) for error in told] == ["no luck"]

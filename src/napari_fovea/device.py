@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -58,6 +60,20 @@ def describe(device: torch.device) -> str:
         threads = torch.get_num_threads()
         return f"cpu ({threads} thread{'s' if threads != 1 else ''})"
     return str(device)
+
+
+def give_back() -> None:
+    """Return memory that is no longer used to accelerator and system.
+
+    Torch keeps it for what comes next, and so does the C library on Linux.
+    """
+    for backend in (torch.cuda, torch.xpu, torch.mps):
+        if backend.is_available():
+            backend.empty_cache()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+        if trim is not None:
+            trim(0)
 
 
 @contextmanager

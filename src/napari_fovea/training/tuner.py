@@ -20,7 +20,6 @@ from napari_fovea.training.adapting import replayed, stamped, student
 from napari_fovea.training.evidence import (
     RIDGE,
     Gathered,
-    beginning,
     choose_ridge,
     class_logits,
     fit_evidence,
@@ -152,7 +151,8 @@ class Tuner(Seeing):
         )
         for i, loss in enumerate(losses):
             yield Learning("fitting", i + 1, 0.9, loss, balanced(scores), device=told)
-        before = row_scores(gathered, beginning(gathered, start))
+        # Bounded as what is read beside it: how sure both are can then be compared.
+        before = row_scores(gathered, class_logits(gathered, start).softmax(1))
         same = len(self.model.classes) == len(painted.classes)
         if self.current is not None and self.current.mode == "instant" and same:
             before = self._before(planes, row_scores(gathered, self._now(gathered)))
@@ -237,7 +237,7 @@ class Tuner(Seeing):
                 if cancelled():
                     start = student(self.trunk, painted)
                     break
-        # In the end all is looked at once more.
+        # In the end all is looked at once more, if there is time.
         looking = time.perf_counter() - looking
         # The features are no longer needed, and training takes memory itself.
         self.forget()
@@ -297,12 +297,14 @@ class Tuner(Seeing):
             trained = stop.value
         finally:
             training.close()
+            devices.give_back()
         model = trained.model
         model.network.to(self.device)
         scores = held_scores(model, lesson.planes, held)
         model.network.cpu()
         verdict = judge(before, scores, classes=len(painted.classes))
-        if isinstance(model.network, Adapted | AdaptedRetina) and not cancelled():
+        late = cancelled() or time.perf_counter() - began > seconds
+        if isinstance(model.network, Adapted | AdaptedRetina) and not late:
             seeing = Seeing(model, device=str(self.device))
             read_all(seeing, painted, ridge=ridge)
         model = stamped(

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Generator
 from typing import Any
 
+from qtpy.compat import isalive
 from qtpy.QtCore import QObject, Signal
 from superqt.utils import WorkerBase
 
@@ -54,6 +55,14 @@ class Job(WorkerBase):
         """Stop for good: nothing more is reported. Called when napari closes."""
         self._cancel.set()
         super().quit()
+
+    def run(self) -> None:
+        """Run in the thread; where napari is gone meanwhile, nobody is told."""
+        try:
+            super().run()
+        except RuntimeError:
+            if isalive(self.signals):
+                raise
 
     def work(self) -> Any:
         """Run the generator to its end; called in the thread."""
