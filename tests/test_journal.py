@@ -23,6 +23,7 @@ from kept_work import (
     painted,
     step,
     weights,
+    work,
 )
 from napari_fovea import files
 from napari_fovea.errors import ProjectError
@@ -244,9 +245,14 @@ def test_only_so_many_journals_are_kept(
     assert not hollow.exists()
 
 
-def test_only_journals_are_discarded(saved: Path, keeping: Journal) -> None:
+def test_only_journals_are_discarded(
+    tmp_path: Path, tiny: Model, keeping: Journal
+) -> None:
+    saved = tmp_path / "project"
+    save_project(saved, work(), {"models/001.safetensors": tiny})
     with pytest.raises(ProjectError, match="no journal"):
         discard(saved)
+    assert len(list(saved.rglob("*.safetensors"))) == 1
     keeping.strokes("a", IMAGE, "strokes", painted())
     assert keeping.flush()
     with pytest.raises(ProjectError, match="in use"):
