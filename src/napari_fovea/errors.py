@@ -29,3 +29,11 @@ class TrainingError(FoveaError):
 
 class ProjectError(FoveaError):
     """A project cannot be opened or written: missing, damaged, too new, disk full."""
+
+
+class PathError(FoveaError):
+    """A focus path cannot be read, or does not fit the image."""
+
+
+class AttentionError(FoveaError):
+    """There is no such attention map, or the model has none."""

@@ -95,16 +95,25 @@ class Assembly:
     def path(self, *, grid: RetinaGrid) -> FocusPath:
         """Join the focus paths of all planes."""
 
-        def joined(field: str, empty: NDArray[Any]) -> NDArray[Any]:
-            return np.concatenate([empty, *(getattr(p, field) for p in self._paths)])
+        def joined(field: str) -> NDArray[Any]:
+            return np.concatenate([getattr(p, field) for p in self._paths])
 
-        return FocusPath(
-            corners=joined("corners", np.zeros((0, 2), np.int64)),
-            entropies=joined("entropies", np.zeros(0, np.float32)),
-            steps=joined("steps", np.zeros(0, np.int64)),
-            grid=grid,
-            scale=self._paths[0].scale if self._paths else (1.0, 1.0),
-            planes=joined("planes", np.zeros(0, np.int64)),
+        if not self._paths:
+            return FocusPath(
+                corners=np.zeros((0, 2), np.int64),
+                entropies=np.zeros(0, np.float32),
+                steps=np.zeros(0, np.int64),
+                grid=grid,
+                lead=self._lead,
+            )
+        return replace(
+            self._paths[0],
+            corners=joined("corners"),
+            entropies=joined("entropies"),
+            steps=joined("steps"),
+            planes=joined("planes"),
+            pmfs=joined("pmfs"),
+            lead=self._lead,
         )
 
     def result(

@@ -33,6 +33,8 @@ from napari_fovea.retina import (
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from numpy.typing import NDArray
+
     from napari_fovea.models import Model
 
 BUDGET_PER_PIXEL = 400 / 256**2
@@ -232,8 +234,24 @@ class RetinaReader:
                 )
         except StopIteration as end:
             scanned: Scan = end.value
-        path = replace(scanned.path, scale=scale)
+        path = replace(
+            scanned.path,
+            scale=scale,
+            pmfs=_of_classes(self._model, scanned.path.pmfs),
+            classes=self._model.classes,
+        )
         return Seen(scanned.probabilities, scanned.overlap, path)
+
+
+def _of_classes(
+    model: Model, pmfs: NDArray[np.float16] | None
+) -> NDArray[np.float16] | None:
+    """From pmfs (n, N, outputs) to pmfs of classes (n, N, K)."""
+    if pmfs is None:
+        return None
+    outputs = torch.from_numpy(pmfs.copy()).float().movedim(-1, 0)
+    classes = model.class_probabilities(outputs).movedim(0, -1)
+    return classes.half().contiguous().numpy()
 
 
 def _read_out(

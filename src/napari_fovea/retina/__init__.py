@@ -9,7 +9,9 @@ from napari_fovea.retina.fusion import (
 )
 from napari_fovea.retina.grid import IGNORE, RetinaGrid, cell_pmfs, uncertainty
 from napari_fovea.retina.path import FocusPath
+from napari_fovea.retina.path_file import Recorded, load_path, save_path, write_table
 from napari_fovea.retina.policy import POLICIES, Policy, Raster, Seek, step_size
+from napari_fovea.retina.replay import Moment, Replay, finest_levels
 from napari_fovea.retina.scan import CropLook, Frame, Look, Looked, Scan, scan
 
 __all__ = [
@@ -22,16 +24,23 @@ __all__ = [
     "Fusion",
     "Look",
     "Looked",
+    "Moment",
     "Policy",
     "Raster",
+    "Recorded",
+    "Replay",
     "RetinaGrid",
     "Scan",
     "Seek",
     "VoteMap",
     "cell_pmfs",
     "entropy",
+    "finest_levels",
+    "load_path",
     "probabilities",
+    "save_path",
     "scan",
     "step_size",
     "uncertainty",
+    "write_table",
 ]

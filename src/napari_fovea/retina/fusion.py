@@ -35,7 +35,9 @@ class Fusion:
         areas = torch.from_numpy(grid.areas).to(torch.float32)
         return (grid.finest**2 / areas) ** self.power
 
-    def read_out(self, votes: torch.Tensor, grid: RetinaGrid) -> torch.Tensor:
+    def read_out(
+        self, votes: torch.Tensor, grid: RetinaGrid, *, shrunk: int = 1
+    ) -> torch.Tensor:
         """Turn votes into class probabilities.
 
         Parameters
@@ -44,13 +46,16 @@ class Fusion:
             Weighted votes; they are left as they are.
         grid : RetinaGrid
             The cells that voted.
+        shrunk : int
+            Pixels of the scanned image per pixel of the votes along each axis.
 
         Returns
         -------
         Tensor, shape (K, H, W)
             Sums to 1 over K; uniform where nothing was seen.
         """
-        if not self.linear or grid.finest == 1:
+        side = grid.finest // shrunk
+        if not self.linear or side <= 1:
             return probabilities(votes)
         # Two moving averages of width f make a tent, and blocks of side f under a
         # tent are straight lines between their centres, rounded off at the bends.

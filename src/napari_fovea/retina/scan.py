@@ -59,6 +59,8 @@ class Looked:
         H(S) of each.
     steps : Tensor of int64, shape (B,)
         Step f(H) in pixels after each, equation (3).
+    pmfs : Tensor of float16, shape (B, N, K)
+        What was seen: the pmf of every cell.
     done, expected : int
         Fixations made so far, and estimate of how many there will be.
     votes, overlap : Tensor
@@ -68,6 +70,7 @@ class Looked:
     corners: torch.Tensor
     entropies: torch.Tensor
     steps: torch.Tensor
+    pmfs: torch.Tensor
     done: int
     expected: int
     votes: torch.Tensor
@@ -185,6 +188,7 @@ def scan(
                 part - origin,
                 entropies[-1],
                 step_size(entropies[-1], grid.d, sigma=sigma),
+                pmfs.half(),
                 done,
                 max(done, expected),
                 votes,
@@ -201,20 +205,36 @@ def scan(
             except StopIteration:
                 stop = True
     fixations.close()
-    return Scan(
-        fusion.read_out(votes, grid), overlap, _path(seen, grid=grid, policy=policy)
-    )
+    path = _path(seen, shape, grid=grid, policy=policy, fusion=fusion)
+    return Scan(fusion.read_out(votes, grid), overlap, path)
 
 
-def _path(seen: list[Looked], *, grid: RetinaGrid, policy: Policy) -> FocusPath:
+def _path(
+    seen: list[Looked],
+    shape: tuple[int, int],
+    *,
+    grid: RetinaGrid,
+    policy: Policy,
+    fusion: Fusion,
+) -> FocusPath:
     corners = torch.cat([s.corners for s in seen]).cpu().numpy()
     entropies = torch.cat([s.entropies for s in seen]).float().cpu().numpy()
     steps = torch.cat([s.steps for s in seen]).cpu().numpy()
+    pmfs = torch.cat([s.pmfs for s in seen]).cpu().numpy()
     if isinstance(policy, Raster):
         # Rows ran side by side; the path tells them one after another.
         order = np.lexsort((corners[:, 1], corners[:, 0]))
         corners, entropies, steps = corners[order], entropies[order], steps[order]
-    return FocusPath(corners=corners, entropies=entropies, steps=steps, grid=grid)
+        pmfs = pmfs[order]
+    return FocusPath(
+        corners=corners,
+        entropies=entropies,
+        steps=steps,
+        grid=grid,
+        pmfs=pmfs,
+        shape=shape,
+        fusion=fusion,
+    )
 
 
 class CropLook:

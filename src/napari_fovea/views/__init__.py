@@ -1,0 +1,1 @@
+"""What attention looks like outside a viewer: colours and animations."""
