@@ -1,5 +1,10 @@
 """Segmenting images with a model."""
 
+from napari_fovea.inference.attention import (
+    Attends,
+    attends,
+    means_of_instances,
+)
 from napari_fovea.inference.instances import separate
 from napari_fovea.inference.reading import complete
 from napari_fovea.inference.result import (
@@ -16,6 +21,7 @@ from napari_fovea.inference.segmenting import segment
 from napari_fovea.inference.tiles import Tiling
 
 __all__ = [
+    "Attends",
     "AttentionMap",
     "Event",
     "Fixated",
@@ -25,7 +31,9 @@ __all__ = [
     "Started",
     "Tiled",
     "Tiling",
+    "attends",
     "complete",
+    "means_of_instances",
     "segment",
     "separate",
 ]

@@ -9,15 +9,21 @@ import numpy as np
 import torch
 
 from napari_fovea.images import resize
+from napari_fovea.inference.attention import ENTROPY, OVERLAP, of_focus
 from napari_fovea.inference.instances import separate
 from napari_fovea.inference.result import AttentionMap, Preview, Segmentation
+from napari_fovea.inference.stitching import join_planes
 from napari_fovea.retina import FocusPath, entropy
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from numpy.typing import NDArray
 
     from napari_fovea.images import Planes
+    from napari_fovea.inference.attention import Wanted
     from napari_fovea.inference.reading import Seen
+    from napari_fovea.inference.stitching import Patchwork
     from napari_fovea.models import Model
     from napari_fovea.retina import RetinaGrid
 
@@ -50,6 +56,8 @@ class Assembly:
         self._overlap = np.zeros((n, *shape), dtype=np.float32) if focused else None
         self._paths: list[FocusPath] = []
         self._objects = 0
+        self._attention: dict[int, Mapping[str, Patchwork]] = {}
+        self._scale = (height / shape[0], width / shape[1])
 
     def add(
         self, index: int, model: Model, seen: Seen, *, diameter: float | None
@@ -88,6 +96,8 @@ class Assembly:
         self._objects += int(objects.max(initial=0))
         if self._overlap is not None:
             self._overlap[index] = seen.weights.cpu().numpy()
+        if seen.attention:
+            self._attention[index] = seen.attention
         if seen.path is not None:
             planes = np.full(len(seen.path), index)
             self._paths.append(replace(seen.path, planes=planes))
@@ -117,26 +127,36 @@ class Assembly:
         )
 
     def result(
-        self, path: FocusPath | None, provenance: dict[str, Any]
+        self,
+        path: FocusPath | None,
+        provenance: dict[str, Any],
+        *,
+        attention: Sequence[Wanted] = (),
     ) -> Segmentation:
-        """Give everything the axes of the image."""
+        """Give everything the axes of the image, and the attention asked for."""
 
         def own(array: NDArray[Any], before: int = 0) -> NDArray[Any]:
             head, tail = array.shape[:before], array.shape[before + 1 :]
             return array.reshape(*head, *self._lead, *tail)
 
         height, width = self._labels.shape[1:]
-        attention: tuple[AttentionMap, ...] = ()
+        maps = list(join_planes(self._attention, lead=self._lead, scale=self._scale))
         if self._overlap is not None:
             overlap = own(self._overlap)
-            attention = (AttentionMap.over("overlap", overlap, shape=(height, width)),)
+            maps.append(AttentionMap.over(OVERLAP, overlap, shape=(height, width)))
+        if ENTROPY in {w.name for w in attention}:
+            maps.append(AttentionMap(ENTROPY, own(self._uncertainty)))
+        if path is not None and path.shape is not None:
+            maps += of_focus(path, attention, shape=(height, width))
+        order = [w.name for w in attention]
+        maps.sort(key=lambda m: order.index(m.name) if m.name in order else -1)
         return Segmentation(
             labels=own(self._labels),
             probabilities=own(self._probabilities, before=1),
             uncertainty=own(self._uncertainty),
             instances=own(self._instances),
             path=path,
-            attention=attention,
+            attention=tuple(maps),
             provenance=provenance,
         )
 

@@ -11,14 +11,16 @@ from torch.nn import functional
 
 from napari_fovea.images import resize
 from napari_fovea.inference.reading import Seen, Step
+from napari_fovea.inference.stitching import Stitcher
 from napari_fovea.inference.tiles import Tiling, tiled
 from napari_fovea.networks import PatchCenterConfig, probabilities
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Sequence
 
     from torch import nn
 
+    from napari_fovea.inference.attention import Wanted
     from napari_fovea.models import Model
 
     Cancelled = Callable[[], bool]
@@ -45,6 +47,8 @@ class DenseReader:
         How to cut; by default as the model likes it.
     batch_size : int
         Tiles seen together.
+    attention : sequence of Wanted
+        Attention maps to keep.
     """
 
     def __init__(
@@ -54,7 +58,9 @@ class DenseReader:
         *,
         tiling: Tiling | None = None,
         batch_size: int = 1,
+        attention: Sequence[Wanted] = (),
     ) -> None:
+        self.attention = attention
         self.model = model
         self.tiling = tiling or default_tiling(model)
         self.batch_size = batch_size
@@ -81,8 +87,11 @@ class DenseReader:
         if isinstance(config, PatchCenterConfig):
             return (yield from _patches(network, image, config, cancelled))
 
+        multiple = int(getattr(network, "multiple", 1))
+        stitcher = Stitcher(network, self.attention, multiple=multiple)
+
         def forward(batch: torch.Tensor) -> torch.Tensor:
-            with torch.inference_mode():
+            with torch.inference_mode(), stitcher.listening():
                 batch = batch.contiguous(memory_format=torch.channels_last)
                 return probabilities(network(batch))
 
@@ -92,8 +101,9 @@ class DenseReader:
                 image,
                 outputs=len(self.model.outputs),
                 tiling=self.tiling,
-                multiple=int(getattr(network, "multiple", 1)),
+                multiple=multiple,
                 batch_size=self.batch_size,
+                attention=stitcher,
                 cancelled=cancelled,
             )
         )

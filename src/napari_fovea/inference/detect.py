@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,14 +10,16 @@ import torch
 
 from napari_fovea.inference.dense import ready
 from napari_fovea.inference.reading import Seen, Step
+from napari_fovea.inference.stitching import Stitcher
 from napari_fovea.inference.tiles import Tiling, plan_tiles, tile_length
 from napari_fovea.networks.mask_rcnn import Detections, paste
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Sequence
 
     from torch import nn
 
+    from napari_fovea.inference.attention import Wanted
     from napari_fovea.models import Model
 
 SCORE = 0.5
@@ -46,6 +48,8 @@ class DetectorReader:
         How to cut; its ``blend`` is not needed.
     score : float
         Least score of an object that is kept.
+    attention : sequence of Wanted
+        Attention maps to keep.
     """
 
     def __init__(
@@ -55,7 +59,9 @@ class DetectorReader:
         *,
         tiling: Tiling | None = None,
         score: float = SCORE,
+        attention: Sequence[Wanted] = (),
     ) -> None:
+        self.attention = attention
         self.model = model
         self.tiling = tiling or TILING
         self.score = score
@@ -85,6 +91,7 @@ class DetectorReader:
         lefts = plan_tiles(wide, self.tiling, multiple=_MULTIPLE)
         found: list[Detections] = []
         looked = torch.zeros(height, width)
+        stitcher = Stitcher(network, self.attention, multiple=_MULTIPLE)
 
         def peek() -> tuple[torch.Tensor, torch.Tensor]:
             _, probabilities = paste(join(found), (height, width))
@@ -92,10 +99,12 @@ class DetectorReader:
 
         for i, top in enumerate(tops):
             for j, left in enumerate(lefts):
-                with torch.inference_mode():
+                with torch.inference_mode(), stitcher.listening():
                     tile = image[None, :, top : top + h, left : left + w]
                     tile = tile.contiguous(memory_format=torch.channels_last)
                     seen: Detections = network(tile)[0].to("cpu")
+                # What the network padded lies beyond the plane.
+                stitcher.add([(top, left)], (h, w), (tall, wide), self.tiling)
                 rows, columns = _part(tops, i, h), _part(lefts, j, w)
                 found.append(_owned(seen, (left, top), columns, rows, self.score))
                 looked[top : top + h, left : left + w] = 1
@@ -104,7 +113,8 @@ class DetectorReader:
                     break
             if cancelled():
                 break
-        return _painted(join(found), looked)
+        seen_all = _painted(join(found), looked)
+        return replace(seen_all, attention=stitcher.maps((height, width)))
 
 
 def _part(starts: tuple[int, ...], index: int, length: int) -> tuple[float, float]:

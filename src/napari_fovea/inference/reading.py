@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Mapping
 
     import numpy as np
     import torch
     from numpy.typing import NDArray
 
+    from napari_fovea.inference.stitching import Patchwork
     from napari_fovea.retina import FocusPath
 
 
@@ -54,6 +55,8 @@ class Seen:
         Class of each pixel, from networks that find objects first.
     instances : ndarray of int32, shape (h, w), or None
         Objects, from networks that tell them apart by themselves.
+    attention : mapping
+        The attention maps that were asked for, by name.
     """
 
     outputs: torch.Tensor
@@ -61,6 +64,7 @@ class Seen:
     path: FocusPath | None = None
     labels: NDArray[np.uint8] | None = None
     instances: NDArray[np.int32] | None = None
+    attention: Mapping[str, Patchwork] = field(default_factory=dict)
 
 
 class Reader(Protocol):

@@ -21,6 +21,7 @@ from napari_fovea.images import (
     to_tensor,
 )
 from napari_fovea.inference.assembly import Assembly, preview
+from napari_fovea.inference.attention import wanted
 from napari_fovea.inference.dense import DenseReader
 from napari_fovea.inference.detect import DetectorReader
 from napari_fovea.inference.result import (
@@ -37,11 +38,12 @@ from napari_fovea.networks import MaskRCNNConfig, RetinaConfig
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Iterable, Sequence
 
     import torch
     from numpy.typing import ArrayLike
 
+    from napari_fovea.inference.attention import Wanted
     from napari_fovea.inference.reading import Reader, Seen
     from napari_fovea.inference.tiles import Tiling
     from napari_fovea.retina import Fusion, Policy
@@ -64,6 +66,7 @@ def segment(
     device: str = "auto",
     tiling: Tiling | None = None,
     batch_size: int | None = None,
+    attention: Iterable[str] = (),
     preview_every: float | None = None,
     blank: bool = False,
     cancelled: Callable[[], bool] = lambda: False,
@@ -100,6 +103,9 @@ def segment(
         How other models cut large planes into tiles.
     batch_size : int, optional
         Most subareas (32 by default) or tiles (1) looked at together.
+    attention : iterable of str
+        Names of attention maps to keep, of `attends`; ``"name [3]"`` is a channel.
+        None are kept by default, and memory is taken for those asked for alone.
     preview_every : float, optional
         Seconds between previews; by default there are none.
     blank : bool
@@ -131,6 +137,7 @@ def segment(
     if not isinstance(model, Model):
         model = Model.load(model)
     planes = planes.for_network(model.channels, blank=blank)
+    asked = wanted(model, attention)
     where = devices.pick(device)
     factor = _resizing(model, planes.shape, diameter=diameter, pixel_size=pixel_size)
     shape = (
@@ -146,6 +153,7 @@ def segment(
         budget=budget,
         tiling=tiling,
         batch_size=batch_size,
+        attention=asked,
     )
     grid = model.config.grid if isinstance(model.config, RetinaConfig) else None
     focused = grid is not None
@@ -193,7 +201,7 @@ def segment(
         "cancelled": stopped,
         "seconds": round(time.perf_counter() - started, 3),
     }
-    return store.result(path, provenance)
+    return store.result(path, provenance, attention=asked)
 
 
 def reader_for(
@@ -206,6 +214,7 @@ def reader_for(
     budget: int | None = None,
     tiling: Tiling | None = None,
     batch_size: int | None = None,
+    attention: Sequence[Wanted] = (),
 ) -> Reader:
     """Choose how a model reads planes of a shape; see `segment`."""
     if isinstance(model.config, RetinaConfig):
@@ -226,8 +235,14 @@ def reader_for(
                 f"focus; expected no {name}: leave it out, or choose a retina model."
             )
     if isinstance(model.config, MaskRCNNConfig):
-        return DetectorReader(model, device, tiling=tiling)
-    return DenseReader(model, device, tiling=tiling, batch_size=batch_size or 1)
+        return DetectorReader(model, device, tiling=tiling, attention=attention)
+    return DenseReader(
+        model,
+        device,
+        tiling=tiling,
+        batch_size=batch_size or 1,
+        attention=attention,
+    )
 
 
 def _resizing(

@@ -13,6 +13,8 @@ from napari_fovea.inference.reading import Seen, Step
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
+    from napari_fovea.inference.stitching import Stitcher
+
 
 @dataclass(frozen=True)
 class Tiling:
@@ -102,6 +104,7 @@ def tiled(
     tiling: Tiling,
     multiple: int = 1,
     batch_size: int = 1,
+    attention: Stitcher | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Generator[Step, None, Seen]:
     """Run a network over a plane by tiles.
@@ -120,6 +123,8 @@ def tiled(
         What the network's sides divide by.
     batch_size : int
         Tiles seen together.
+    attention : Stitcher, optional
+        Joins the attention that ``forward`` left with it.
     cancelled : callable
         Asked after every batch.
 
@@ -160,7 +165,10 @@ def tiled(
             weight = weight.to(image.device)
             total[:, y : y + h, x : x + w] += seen * weight
             weights[y : y + h, x : x + w] += weight
+        if attention is not None:
+            attention.add(part, (h, w), (tall, wide), tiling)
         yield Step((start + len(part)) / len(corners), read_out)
         if cancelled():
             break
-    return Seen(*read_out())
+    maps = attention.maps((height, width)) if attention is not None else {}
+    return Seen(*read_out(), attention=maps)

@@ -126,7 +126,7 @@ class FocusScale(nn.Module):
         super().__init__()
         self.unit = ResidualUnit(channels, width)
         self.before = SqueezeExcite(width)
-        self.coefficients = Coefficients(label) if label else None
+        self.coefficients = Coefficients(label, channels=width) if label else None
         self.after = SqueezeExcite(width) if label else None
         self.down = ResidualUnit(width, width, stride=2)
 

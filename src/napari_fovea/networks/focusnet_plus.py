@@ -106,7 +106,7 @@ class GroupPair(nn.Module):
         self.attention = nn.Sequential(
             _double(channels), nn.Conv2d(channels, channels, 1)
         )
-        self.coefficients = Coefficients(label)
+        self.coefficients = Coefficients(label, channels=channels)
         self.residual = _double(channels)
         self.skip = nn.Sequential(nn.Conv2d(channels, channels, 1), *_normed(channels))
         self.out = nn.Sequential(

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 class Coefficients(nn.Sigmoid):
@@ -22,11 +22,14 @@ class Coefficients(nn.Sigmoid):
     ----------
     label : str
         What the coefficients weigh, such as ``"gate 1/4"``; unique in its network.
+    channels : int
+        How many coefficients each pixel has.
     """
 
-    def __init__(self, label: str) -> None:
+    def __init__(self, label: str, *, channels: int = 1) -> None:
         super().__init__()
         self.label = label
+        self.channels = channels
 
 
 class AdditiveGate(nn.Module):
@@ -72,7 +75,10 @@ def attention_names(network: nn.Module) -> tuple[str, ...]:
 
 @contextmanager
 def capture_attention(
-    network: nn.Module, names: tuple[str, ...] | None = None
+    network: nn.Module,
+    names: tuple[str, ...] | None = None,
+    *,
+    keep: Callable[[str, torch.Tensor], None] | None = None,
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Keep the attention that a network computes.
 
@@ -82,6 +88,9 @@ def capture_attention(
         Any registered network.
     names : tuple of str, optional
         Which maps to keep, of `attention_names`; all by default.
+    keep : callable, optional
+        Is given name and coefficients in place of the dictionary, as soon as they
+        are made: it may keep less than all of them.
 
     Yields
     ------
@@ -99,10 +108,13 @@ def capture_attention(
     maps: dict[str, torch.Tensor] = {}
 
     def keeping(label: str) -> object:
-        def keep(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
-            maps[label] = output.detach()
+        def hook(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+            if keep is None:
+                maps[label] = output.detach()
+            else:
+                keep(label, output.detach())
 
-        return keep
+        return hook
 
     hooks = [
         module.register_forward_hook(keeping(module.label))  # type: ignore[arg-type]

@@ -43,7 +43,7 @@ class AdditiveAttention(nn.Module):
         self.theta = nn.Conv2d(x, inner, 1)
         self.phi = nn.Conv2d(y, inner, 1)
         self.psi = nn.Conv2d(2 * inner if concat else inner, inner, 1)
-        self.coefficients = Coefficients(label)
+        self.coefficients = Coefficients(label, channels=inner)
 
     @torch.no_grad()
     def make_positive(self) -> None:
