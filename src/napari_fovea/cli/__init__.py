@@ -8,6 +8,7 @@ from napari_fovea.cli import (
     demonstration,
     evaluating,
     finetuning,
+    focusing,
     segmenting,
     training,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "demonstration",
     "evaluating",
     "finetuning",
+    "focusing",
     "main",
     "segmenting",
     "training",

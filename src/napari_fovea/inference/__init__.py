@@ -5,6 +5,13 @@ from napari_fovea.inference.attention import (
     attends,
     means_of_instances,
 )
+from napari_fovea.inference.attribution import (
+    Evidence,
+    Explanation,
+    Influence,
+    explain,
+)
+from napari_fovea.inference.decision import Deciding, deciding
 from napari_fovea.inference.instances import separate
 from napari_fovea.inference.reading import complete
 from napari_fovea.inference.result import (
@@ -23,8 +30,12 @@ from napari_fovea.inference.tiles import Tiling
 __all__ = [
     "Attends",
     "AttentionMap",
+    "Deciding",
     "Event",
+    "Evidence",
+    "Explanation",
     "Fixated",
+    "Influence",
     "Preview",
     "Segmentation",
     "Separating",
@@ -33,6 +44,8 @@ __all__ = [
     "Tiling",
     "attends",
     "complete",
+    "deciding",
+    "explain",
     "means_of_instances",
     "segment",
     "separate",

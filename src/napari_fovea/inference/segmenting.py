@@ -139,7 +139,7 @@ def segment(
     planes = planes.for_network(model.channels, blank=blank)
     asked = wanted(model, attention)
     where = devices.pick(device)
-    factor = _resizing(model, planes.shape, diameter=diameter, pixel_size=pixel_size)
+    factor = resizing(model, planes.shape, diameter=diameter, pixel_size=pixel_size)
     shape = (
         max(1, round(planes.shape[0] * factor)),
         max(1, round(planes.shape[1] * factor)),
@@ -245,14 +245,14 @@ def reader_for(
     )
 
 
-def _resizing(
+def resizing(
     model: Model,
     shape: tuple[int, int],
     *,
     diameter: float | None,
     pixel_size: float | None,
 ) -> float:
-    """Factor that brings the image to the model's object size."""
+    """Tell the factor that brings an image to the model's object size."""
     for name, value in (("diameter", diameter), ("pixel size", pixel_size)):
         if value is not None and not (math.isfinite(value) and value > 0):
             raise ImageError(

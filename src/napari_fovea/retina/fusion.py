@@ -59,7 +59,6 @@ class Fusion:
             return probabilities(votes)
         # Two moving averages of width f make a tent, and blocks of side f under a
         # tent are straight lines between their centres, rounded off at the bends.
-        side = grid.finest
         soft = torch.empty_like(votes)
         for plane, out in zip(votes, soft, strict=True):  # one at a time: less memory
             x = functional.pad(plane[None, None], (side - 1,) * 4, mode="replicate")

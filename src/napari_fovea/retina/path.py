@@ -67,11 +67,11 @@ class FocusPath:
     classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        n = len(self.corners)
+        n = len(np.atleast_1d(self.corners))
         if self.planes is _NO_PLANES:
             object.__setattr__(self, "planes", np.zeros(n, dtype=np.int64))
         fields = (self.corners, self.entropies, self.steps, self.planes)
-        if self.corners.shape != (n, 2) or any(f.shape[:1] != (n,) for f in fields):
+        if self.corners.shape != (n, 2) or any(f.shape != (n,) for f in fields[1:]):
             raise FoveaError(
                 "A focus path needs as many entropies, steps and planes as corners, "
                 f"and corners of shape (n, 2); corners have {self.corners.shape}."

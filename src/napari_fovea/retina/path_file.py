@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ SUFFIX = ".focus"
 """Ending of the names of files that can be replayed."""
 
 _KEY = "napari_fovea_path"
-_KINDS = {"corners": "i", "entropies": "f", "steps": "i", "planes": "i", "pmfs": "f"}
+_LONGEST = 2**31  # pixels along an axis, which bounds what is computed from it
 _TYPES = {
     "corners": np.int64,
     "entropies": np.float32,
@@ -47,7 +48,7 @@ class _Header(BaseModel):
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
-    format: int
+    format: int = Field(ge=1, le=FORMAT)
     d: int = Field(ge=1, le=4096)
     r: int = Field(ge=1, le=10)
     scale: tuple[float, float]
@@ -137,7 +138,8 @@ def load_path(file: str | os.PathLike[str]) -> Recorded:
                 for name in _TYPES
                 if name in opened.keys()  # noqa: SIM118
             }
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, TypeError, AttributeError) as error:
+        # The last two come of types that numpy lacks, such as bfloat16.
         raise PathError(
             f"{file} is truncated or no focus path; expected a file that was saved "
             f"from the Focus path dock ({SUFFIX}): get it again."
@@ -145,7 +147,7 @@ def load_path(file: str | os.PathLike[str]) -> Recorded:
     try:
         _check(arrays, header)
         path = FocusPath(
-            **{name: arrays[name].astype(_TYPES[name]) for name in arrays},
+            **arrays,
             grid=RetinaGrid(header.d, header.r),
             scale=header.scale,
             shape=header.shape,
@@ -190,15 +192,15 @@ def _check(arrays: Mapping[str, NDArray[Any]], header: _Header) -> None:
     if missing:
         raise PathError(f"it holds no {missing[0]}; get it again.")
     for name, array in arrays.items():
-        if array.dtype.kind != _KINDS[name]:
+        if array.dtype != _TYPES[name]:
             raise PathError(f"its {name} are {array.dtype}; get it again.")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise PathError(f"its {name} hold NaN or infinity; get it again.")
-    if not all(np.isfinite(s) and s > 0 for s in header.scale):
+    if not all(1e-6 <= s <= 1e6 for s in header.scale):
         raise PathError(f"its scale is {header.scale}; get it again.")
     if header.shape is not None:
         height, width = header.shape
-        if height < 1 or width < 1:
+        if not (1 <= height <= _LONGEST and 1 <= width <= _LONGEST):
             raise PathError(f"its image is {height}×{width} pixels; get it again.")
         corners = arrays["corners"]
         if corners.ndim == 2 and corners.shape[1:] == (2,) and len(corners):
@@ -206,10 +208,16 @@ def _check(arrays: Mapping[str, NDArray[Any]], header: _Header) -> None:
             if (corners < low).any() or (corners > high).any():
                 raise PathError("its fixations lie outside its image; get it again.")
     pmfs = arrays.get("pmfs")
-    if pmfs is not None and pmfs.size and (pmfs.min() < 0 or pmfs.max() > 1.001):
-        raise PathError("its pmfs leave [0, 1]; get it again.")
-    planes, count = arrays["planes"], int(np.prod(header.lead, dtype=np.int64))
-    if planes.size and (planes.min() < 0 or planes.max() >= max(1, count)):
+    if pmfs is not None:
+        if pmfs.size and (pmfs.min() < 0 or pmfs.max() > 1.001):
+            raise PathError("its pmfs leave [0, 1]; get it again.")
+        classes = pmfs.shape[-1] if pmfs.ndim else 0
+        if not classes or len(header.classes) not in (0, classes):
+            raise PathError("its pmfs do not fit its classes; get it again.")
+    if not all(1 <= n <= _LONGEST for n in header.lead):
+        raise PathError(f"its stack is {header.lead}; get it again.")
+    planes = arrays["planes"]
+    if planes.size and (planes.min() < 0 or planes.max() >= math.prod(header.lead)):
         raise PathError("its planes lie outside its stack; get it again.")
 
 

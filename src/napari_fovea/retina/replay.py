@@ -70,7 +70,7 @@ class Replay:
     Raises
     ------
     FoveaError
-        If the path does not tell what was seen, or is empty there.
+        If the path does not tell what was seen.
     """
 
     def __init__(
@@ -92,6 +92,12 @@ class Replay:
             self.shrunk *= 2
         height, width = (-(-n // self.shrunk) for n in path.shape)
         self.shape = (height, width)
+        # A pixel at the far edges may stand for fewer: its share of a whole one.
+        down, right = (
+            np.minimum(np.arange(n, 0, -self.shrunk) / self.shrunk, 1)
+            for n in path.shape
+        )
+        self._shares = down[:, None] * right
         self.classes = path.pmfs.shape[-1]
         self._weights = path.fusion.weights(path.grid).double().numpy()
         # One row and column more: the far corners of what reaches the edge.
@@ -130,7 +136,10 @@ class Replay:
         self._go_to(step + 1)
         height, width = self.shape
         sums = self._corners.reshape(-1, height + 1, width + 1)
-        planes = sums.cumsum(1).cumsum(2)[:, :height, :width].astype(np.float32)
+        sums = sums.cumsum(1).cumsum(2)[:, :height, :width]
+        if self.shrunk > 1:
+            sums /= self._shares
+        planes = sums.astype(np.float32)
         votes = torch.from_numpy(planes[:-1])
         read = self.path.fusion.read_out(votes, self.path.grid, shrunk=self.shrunk)
         return Moment(step, read.numpy(), planes[-1])

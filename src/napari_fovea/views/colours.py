@@ -63,12 +63,12 @@ def cell_colours(
     unsure = doubt(pmfs)[:, None]
     best = pmfs.argmax(-1)
     # Background is what most of an image is: a mere tint.
-    sure = np.where(best == 0, 0.2, 0.55)[:, None]
+    sure = np.where(best == 0, 0.25, 0.65)[:, None]
     colours = class_colours(pmfs.shape[-1])[best]
     faces = np.concatenate([colours, sure * (1 - unsure)], axis=1)
     white = np.ones((len(best), 3))
     edges = white * (1 - unsure) + np.array(DOUBT) * unsure
-    return faces, np.concatenate([edges, 0.35 + 0.65 * unsure], axis=1)
+    return faces, np.concatenate([edges, 0.5 + 0.5 * unsure], axis=1)
 
 
 def map_colours(probabilities: NDArray[np.floating]) -> NDArray[np.uint8]:

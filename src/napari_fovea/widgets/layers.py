@@ -153,6 +153,70 @@ def placement(
     }
 
 
+def plane_placement(
+    source: Layer,
+    offset: Iterable[float],
+    *,
+    scale: tuple[float, float] = (1.0, 1.0),
+    shift: tuple[float, float] = (0.0, 0.0),
+) -> dict[str, Any]:
+    """Compute the transforms that lay a flat layer over one plane of a layer.
+
+    napari shows a layer of two dimensions on every plane of a stack. All that the
+    source does to its pixels stands in the affine, so that ``translate`` moves the
+    flat layer along the source's own rows and columns.
+
+    Parameters
+    ----------
+    source : napari.layers.Layer
+        The layer whose scale, translate, rotate, shear and affine count.
+    offset : iterable of float
+        Index in the layer's data where the flat layer begins, all axes.
+    scale : tuple of float
+        Layer pixels per pixel of the flat layer.
+    shift : tuple of float
+        Further offset in layer pixels.
+
+    Returns
+    -------
+    dict
+        Keyword arguments and attributes of a layer.
+    """
+    origin = np.asarray(tuple(offset), dtype=float)
+    zero = np.where(np.arange(source.ndim) < source.ndim - 2, origin, 0.0)
+    steps = np.eye(source.ndim)[-2:]
+    start, down, right = (
+        np.asarray(source.data_to_world(zero + step), dtype=float)[-2:]
+        for step in (np.zeros(source.ndim), *steps)
+    )
+    affine = np.eye(3)
+    affine[:2] = np.stack([down - start, right - start, start], axis=1)
+    return {
+        "scale": np.asarray(scale, dtype=float),
+        "translate": origin[-2:] + shift,
+        "affine": affine,
+        "units": source.units[-2:],
+    }
+
+
+def rectangles(boxes: NDArray[Any]) -> list[NDArray[np.float64]]:
+    """Corners of boxes (n, 4) of top, left, bottom and right, as shapes want them."""
+    return [
+        np.array([[t, left], [t, right], [b, right], [b, left]], dtype=float)
+        for t, left, b, right in boxes
+    ]
+
+
+def place_in(
+    source: Layer, offset: Iterable[float], world: Iterable[float]
+) -> tuple[float, float]:
+    """Tell the pixel (y, x) of a plane of a layer, from ``offset``, in the world."""
+    place = plane_placement(source, offset)
+    back = np.linalg.inv(place["affine"])
+    y, x = (back @ [*tuple(world)[-2:], 1.0])[:2] - place["translate"]
+    return float(y), float(x)
+
+
 def _data_to_physical(source: Layer, point: NDArray[np.float64]) -> NDArray[np.float64]:
     """Through scale, rotation, shear and translation, but not the affine."""
     whole = np.asarray(source.data_to_world(point), dtype=float)

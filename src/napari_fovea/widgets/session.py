@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 class Session:
     """The chosen model and device; tells when they change.
 
+    Docks point at a fixation of a focus path through ``pointed``.
+
     Attributes
     ----------
     entries : tuple of Entry
@@ -27,6 +29,7 @@ class Session:
 
     listed = Signal()
     changed = Signal()
+    pointed = Signal(object, int)
 
     def __init__(self) -> None:
         self.entries: tuple[Entry, ...] = ()

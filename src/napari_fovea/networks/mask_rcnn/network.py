@@ -111,19 +111,12 @@ class MaskRCNN(nn.Module):
             in each image.
         """
         size = (images.shape[-2], images.shape[-1])
-        levels = self.pyramid(self.backbone(self._prepare(images)))  # (B, N, H/4 …, ·)
+        levels = self.features(images)
+        if targets is None:
+            return self.detect(levels, size)
         logits, offsets = self.proposals(levels)  # (B, H·W·A), (B, H·W·A, 4) of each
         anchors = anchors_of(levels, self.config)  # (H·W·A, 4) of each
-        proposed = propose(
-            logits,
-            offsets,
-            anchors,
-            size=size,
-            config=self.config,
-            training=self.training,
-        )  # B × (R, 4)
-        if targets is None:
-            return self._detect(levels, proposed, size)
+        proposed = self._propose(logits, offsets, anchors, size)  # B × (R, 4)
         targets = [target.to(images.device) for target in targets]
         return {
             **proposal_losses(
@@ -136,6 +129,43 @@ class MaskRCNN(nn.Module):
             ),
             **self._region_losses(levels, proposed, targets),
         }
+
+    def features(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Levels (B, N, H/4 …, ·) of the pyramid of images (B, C, H, W)."""
+        return self.pyramid(self.backbone(self._prepare(images)))  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def detect(
+        self, levels: Sequence[torch.Tensor], size: tuple[int, int]
+    ) -> list[Detections]:
+        """Find the objects of images of a size (H, W), of which `levels` are known."""
+        logits, offsets = self.proposals(levels)  # (B, H·W·A), (B, H·W·A, 4) of each
+        anchors = anchors_of(levels, self.config)  # (H·W·A, 4) of each
+        proposed = self._propose(logits, offsets, anchors, size)
+        return self._detect(levels, proposed, size)
+
+    def box_logits(
+        self, levels: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        """Logits (ΣR, K) of the classes at boxes B × (R, 4), in pixels."""
+        logits: torch.Tensor = self.boxes(self._pool(levels, boxes, BOX_SIZE))[0]
+        return logits
+
+    def _propose(
+        self,
+        logits: Sequence[torch.Tensor],
+        offsets: Sequence[torch.Tensor],
+        anchors: Sequence[torch.Tensor],
+        size: tuple[int, int],
+    ) -> list[torch.Tensor]:
+        return propose(
+            logits,
+            offsets,
+            anchors,
+            size=size,
+            config=self.config,
+            training=self.training,
+        )
 
     def _prepare(self, images: torch.Tensor) -> torch.Tensor:
         """Scale and pad images to (B, C, H', W') with sides divisible by 32."""

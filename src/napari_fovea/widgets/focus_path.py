@@ -1,0 +1,540 @@
+"""The Focus path dock: watch again where the retina looked, and what it saw."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from qtpy.QtCore import QEvent
+from qtpy.QtWidgets import QFileDialog, QVBoxLayout, QWidget
+
+from napari_fovea.errors import FoveaError
+from napari_fovea.widgets.focus_path_form import FocusPathForm
+from napari_fovea.widgets.job import Job, call
+from napari_fovea.widgets.path_choice import (
+    Choice,
+    choices,
+    fits,
+    images,
+    offset_of,
+    plane_in_view,
+    size_of,
+)
+from napari_fovea.widgets.path_keys import Pointing
+from napari_fovea.widgets.path_layers import ROLES, PathLayers
+from napari_fovea.widgets.path_map import MapMaker
+from napari_fovea.widgets.path_saving import Saving
+from napari_fovea.widgets.player import Player
+
+if TYPE_CHECKING:
+    from napari.layers import Image
+
+    from napari_fovea.retina import FocusPath
+
+_TELL = 0.15  # seconds between texts while it plays
+_LONGEST = 20.0  # seconds that a replay takes at most, unless the user is patient
+
+
+class FocusPathDock(QWidget):
+    """Replay a focus path on its image.
+
+    Parameters
+    ----------
+    napari_viewer : napari.Viewer
+        Where the layers are.
+    """
+
+    def __init__(self, napari_viewer: Any) -> None:
+        super().__init__()
+        self.viewer = napari_viewer
+        self.form = FocusPathForm()
+        self.player = Player(self)
+        self.maps = MapMaker(self)
+        self.layers: PathLayers | None = None
+        self.path: FocusPath | None = None
+        self.plane: int | None = None
+        self._opened: list[Choice] = []
+        self._jobs: list[Job] = []
+        self._doubts: list[int] = []
+        self._holds = False
+        self._laying = False
+        self._told = 0.0
+        self.pointing = Pointing(self)
+        self.saving = Saving(self)
+        layout = QVBoxLayout(self)
+        layout.addWidget(self.form)
+        self.setMinimumWidth(300)
+        self._connect()
+        self._take_hold()
+        self.list_paths()
+
+    def _connect(self) -> None:
+        form, player = self.form, self.player
+        form.paths.currentIndexChanged.connect(self._chosen)
+        form.images.currentIndexChanged.connect(self._image_chosen)
+        form.open_button.clicked.connect(self._ask_for_file)
+        form.fit_button.clicked.connect(self.scale_to_image)
+        form.play_button.clicked.connect(self.toggle)
+        form.back_button.clicked.connect(partial(self.move, -1))
+        form.on_button.clicked.connect(partial(self.move, 1))
+        form.doubt_button.clicked.connect(self.go_to_doubt)
+        form.slider.valueChanged.connect(self._slid)
+        form.speed.valueChanged.connect(self._speed_changed)
+        form.loop.toggled.connect(partial(setattr, player, "loop"))
+        form.map.toggled.connect(self._map_toggled)
+        player.stepped.connect(self._show)
+        player.toggled.connect(self._toggled)
+        self.maps.made.connect(self._show_map)
+        form.steps_per_second = player.speed
+
+    def _take_hold(self) -> None:
+        """Follow what happens in the viewer."""
+        self._holds = True
+        events = self.viewer.layers.events
+        events.inserted.connect(self._layers_changed)
+        events.removed.connect(self._removed)
+        events.renamed.connect(self._layers_changed)
+        self.viewer.dims.events.current_step.connect(self._plane_changed)
+        self.pointing.take_hold()
+        for layer in self.viewer.layers:
+            self._listen(layer)
+
+    def _let_go(self) -> None:
+        """Leave the viewer alone: the dock is closed."""
+        self._holds = False
+        self.player.pause()
+        self.maps.stop()
+        self.saving.stop()
+        events = self.viewer.layers.events
+        events.inserted.disconnect(self._layers_changed)
+        events.removed.disconnect(self._removed)
+        events.renamed.disconnect(self._layers_changed)
+        self.viewer.dims.events.current_step.disconnect(self._plane_changed)
+        for layer in self.viewer.layers:
+            layer.events.metadata.disconnect(self._noted)
+        self.pointing.let_go()
+        for job in self._jobs:
+            job.quit()
+
+    def changeEvent(self, event: Any) -> None:
+        """Let go of everything when napari takes the dock away."""
+        super().changeEvent(event)
+        if event.type() == QEvent.Type.ParentChange:
+            if self.parent() is None and self._holds:
+                self._let_go()
+            elif self.parent() is not None and not self._holds:
+                self._take_hold()
+                self.list_paths()
+
+    # -- what can be replayed --------------------------------------------------------
+
+    def reset_choices(self, event: Any = None) -> None:
+        """List paths and images anew; napari calls this when layers change."""
+        self.list_paths()
+
+    def _listen(self, layer: Any) -> None:
+        # A run that ends leaves its path in the metadata of a layer that is there.
+        layer.events.metadata.connect(self._noted)
+
+    def _layers_changed(self, event: Any = None) -> None:
+        if event is not None and getattr(event, "type", "") == "inserted":
+            self._listen(event.value)
+        self.list_paths()
+
+    def _noted(self, event: Any = None) -> None:
+        if not self._laying:
+            self.list_paths()
+
+    def list_paths(self) -> None:
+        """List the paths of results and opened files, and the images."""
+        if self._laying:
+            return
+        form, chosen = self.form, self.choice
+        offered = [*choices(self.viewer.layers), *self._opened]
+        form.paths.blockSignals(True)
+        form.paths.clear()
+        for choice in offered:
+            form.paths.addItem(choice.name, choice)
+        # The same path; else the newest result of the same layer.
+        kept = next((i for i, c in enumerate(offered) if c is chosen), None)
+        if kept is None and chosen is not None:
+            same = (i for i, c in enumerate(offered) if c.path is chosen.path)
+            kept = next(same, None)
+        form.paths.setCurrentIndex(kept if kept is not None else len(offered) - 1)
+        form.paths.blockSignals(False)
+        image = form.images.currentData()
+        form.images.blockSignals(True)
+        form.images.clear()
+        for layer in images(self.viewer.layers):
+            form.images.addItem(layer.name, str(layer.unique_id))
+        form.images.setCurrentIndex(max(0, form.images.findData(image)))
+        form.images.blockSignals(False)
+        if not offered:
+            self._unload()
+            form.say(
+                "Segment an image with a retina model, or open a saved path, to see "
+                "where it looked."
+            )
+        elif kept is None:
+            self._chosen()
+
+    @property
+    def choice(self) -> Choice | None:
+        """The path that is chosen."""
+        return self.form.paths.currentData()
+
+    @property
+    def image(self) -> Image | None:
+        """The image layer that it is laid on."""
+        wanted = self.form.images.currentData()
+        found = images(self.viewer.layers)
+        return next((x for x in found if str(x.unique_id) == wanted), None)
+
+    def _chosen(self, index: int = 0) -> None:
+        """Choose the image that the path says it was walked on, and load it."""
+        choice = self.choice
+        if choice is None:
+            return
+        form = self.form
+        form.images.blockSignals(True)
+        named = form.images.findText(str(choice.image.get("name")))
+        active = self.viewer.layers.selection.active
+        current = form.images.findData(str(getattr(active, "unique_id", "")))
+        if named >= 0 and choice.file is None:
+            form.images.setCurrentIndex(named)
+        elif current >= 0:
+            form.images.setCurrentIndex(current)
+        form.images.blockSignals(False)
+        self.load()
+
+    def _image_chosen(self, index: int = 0) -> None:
+        self.load()
+
+    def _ask_for_file(self) -> None:
+        file, _ = QFileDialog.getOpenFileName(
+            self, "Open a focus path", "", "Focus paths (*.focus);;All files (*)"
+        )
+        if file:
+            self.open_file(file)
+
+    def open_file(self, file: str | Path) -> None:
+        """Add a saved path to the list and choose it.
+
+        Parameters
+        ----------
+        file : str or Path
+            A focus path. What is wrong with it, if anything, is shown in the dock,
+            and what is replayed stays as it was.
+        """
+
+        def read() -> Any:
+            from napari_fovea.retina import load_path
+
+            return load_path(file)
+
+        self._start(call(read), partial(self._opened_file, Path(file)))
+
+    def _opened_file(self, file: Path, recorded: Any) -> None:
+        choice = Choice(
+            file.name,
+            recorded.path,
+            recorded.image,
+            recorded.provenance,
+            str(file),
+        )
+        if not len(recorded.path):
+            self.form.say(f"{file.name} holds a path without fixations.", wrong=True)
+            return
+        self._opened = [c for c in self._opened if c.file != choice.file]
+        self._opened.append(choice)
+        self.list_paths()
+        self.form.paths.setCurrentIndex(self.form.paths.findText(choice.name))
+        if self.path is None or self.choice is not choice:
+            self._chosen()
+
+    def _start(self, make: Any, then: Any) -> None:
+        job = Job(make)
+        self._jobs.append(job)
+        job.returned.connect(then)
+        job.errored.connect(self._complain)
+        job.finished.connect(partial(self._jobs.remove, job))
+        job.start()
+
+    def _complain(self, error: Exception) -> None:
+        name = "" if isinstance(error, FoveaError) else f"{type(error).__name__}: "
+        self.form.say(f"{name}{error}", wrong=True)
+
+    # -- loading ---------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Lay the chosen path on the chosen image, and stand at its beginning."""
+        choice, image = self.choice, self.image
+        self._unload()
+        if choice is None:
+            return
+        if image is None:
+            self.form.say("Open the image that this path was walked on.")
+            return
+        if not fits(choice, image):
+            self._offer_to_scale(choice, image)
+            return
+        self.form.explain_colours(choice.path.classes)
+        self._load_plane(choice, image)
+        if choice.file is not None:
+            self._compare(choice, image)
+
+    def _offer_to_scale(self, choice: Choice, image: Image) -> None:
+        mine, size = choice.path.image_shape or (0, 0), size_of(image)
+        axes = "" if len(choice.path.lead) in (0, image.ndim - 2) else " in a stack"
+        self.form.say(
+            f"This path was walked on an image of {mine[0]}×{mine[1]} pixels{axes}; "
+            f"{image.name!r} has {size[0]}×{size[1]}: choose its own image, or scale "
+            "the path to this one.",
+            wrong=True,
+        )
+        self.form.fit_button.setVisible(not axes)
+
+    def _compare(self, choice: Choice, image: Image) -> None:
+        """Say so where the path of a file was walked on other pixels."""
+        digest = choice.image.get("digest")
+        if digest is None:
+            return
+        data = image.data[0] if image.multiscale else image.data
+
+        def look() -> bool:
+            from napari_fovea.project.identity import identify
+
+            return identify(data, image.name).digest == digest
+
+        def tell(same: bool) -> None:
+            if not same and self.choice is choice:
+                self.form.say(
+                    f"This path was walked on another image, "
+                    f"{choice.image.get('name')!r}; it is shown on {image.name!r} "
+                    "all the same, as both have the same size.",
+                    wrong=True,
+                )
+
+        self._start(call(look), tell)
+
+    def scale_to_image(self) -> None:
+        """Stretch the chosen path over the chosen image."""
+        choice, image = self.choice, self.image
+        if choice is None or image is None:
+            return
+        path = choice.path.laid_on(size_of(image))
+        known = {k: v for k, v in choice.image.items() if k == "name"}
+        name = f"{choice.name} on {image.name}"
+        fitted = Choice(name, path, known, choice.provenance, f"{name} {choice.file}")
+        self._opened = [c for c in self._opened if c.file != fitted.file]
+        self._opened.append(fitted)
+        chosen = str(image.unique_id)
+        self.list_paths()
+        self.form.paths.blockSignals(True)
+        self.form.paths.setCurrentIndex(self.form.paths.findText(name))
+        self.form.paths.blockSignals(False)
+        self.form.images.setCurrentIndex(self.form.images.findData(chosen))
+        self.load()
+
+    def _load_plane(self, choice: Choice, image: Image) -> None:
+        form = self.form
+        self.plane = plane_in_view(choice, image, self.viewer.dims)
+        path = choice.path.of_plane(self.plane) if self.plane is not None else None
+        if path is None or not len(path):
+            self._unload()
+            form.say("No fixation of this path lies on the plane in view.")
+            return
+        self.path = path
+        shape = self.maps.load(path)
+        self._laying = True
+        try:
+            shown = PathLayers(self.viewer, image)
+            shown.load(path, offset_of(choice, image), shape=shape, note={})
+            self.layers = shown
+            active = shown.layer("retina")
+            for role in ROLES:
+                layer = shown.layer(role)
+                if layer is not None:
+                    layer.visible = role != "replayed map" or self._with_map()
+        finally:
+            self._laying = False
+        self.viewer.layers.selection.active = active
+        self.pointing.bind(active)
+        self._doubts = []
+        self.player.load(len(path))
+        needed = len(path) / _LONGEST
+        if needed > form.steps_per_second:
+            form.steps_per_second = needed
+        form.slider.blockSignals(True)
+        form.slider.setRange(0, len(path) - 1)
+        form.slider.setPageStep(max(1, len(path) // 20))
+        form.slider.blockSignals(False)
+        form.fit_button.hide()
+        form.enable(True)
+        form.say(self._about(choice, path))
+        self.player.go(0)
+
+    def _about(self, choice: Choice, path: FocusPath) -> str:
+        grid = path.grid
+        told = f"{len(path)} fixations of a retina with d = {grid.d}, r = {grid.r}"
+        model = choice.provenance.get("model")
+        told += f" by {model}." if model else "."
+        if path.pmfs is None:
+            told += " What it saw was not recorded: there is no map to show."
+        return told
+
+    def _unload(self) -> None:
+        """Show nothing; layers are kept for the next path."""
+        self.player.load(0)
+        self.maps.stop()
+        if self.layers is not None:
+            for role in ROLES:
+                layer = self.layers.layer(role)
+                if layer is not None:
+                    layer.visible = False
+        self.layers = self.path = self.plane = None
+        self.form.enable(False)
+        self.form.fit_button.hide()
+        self.form.told.setText("")
+
+    def _plane_changed(self, event: Any = None) -> None:
+        """Show the path of the plane that has come into view."""
+        choice, image = self.choice, self.image
+        if choice is None or image is None or image.ndim < 3:
+            return
+        if not fits(choice, image):
+            return
+        if plane_in_view(choice, image, self.viewer.dims) != self.plane:
+            playing = self.player.playing
+            self._load_plane(choice, image)
+            if playing and self.path is not None:
+                self.player.play()
+
+    def _removed(self, event: Any) -> None:
+        """Stop and say why, where the image or the retina has gone."""
+        if self.layers is not None and not self.layers.there():
+            gone = self.layers.source
+            lost = gone not in self.viewer.layers
+            which = f"the image {gone.name!r}" if lost else "the layer of the retina"
+            playing = self.player.playing
+            self._unload()
+            stopped = "The replay stopped" if playing else "The replay ended"
+            self.list_paths()
+            self.form.say(f"{stopped}: {which} was removed.", wrong=True)
+            return
+        self.list_paths()
+
+    # -- playing ---------------------------------------------------------------------
+
+    def toggle(self) -> None:
+        """Play, or pause."""
+        if self.path is None:
+            return
+        if self.player.playing:
+            self.player.pause()
+        else:
+            self.player.play()
+
+    def move(self, by: int, *_: Any) -> None:
+        """Pause, and go some fixations on or back."""
+        if self.path is not None:
+            self.player.pause()
+            self.player.go(self.player.step + by)
+
+    def go_to_doubt(self) -> None:
+        """Go to the least sure fixation, and with every press to the next."""
+        if self.path is None:
+            return
+        self.player.pause()
+        if not self._doubts:
+            self._doubts = np.argsort(-self.path.entropies, kind="stable").tolist()
+        self.player.go(self._doubts.pop(0))
+
+    def go_to_place(self, point: tuple[float, float]) -> None:
+        """Go to the fixation that saw a place of the image best.
+
+        Parameters
+        ----------
+        point : tuple of float
+            Row and column in the scanned region, in pixels.
+        """
+        if self.path is None:
+            return
+        step = self.path.best_look(point)
+        if step is None:
+            self.form.say("No fixation saw this place.")
+            return
+        self.player.pause()
+        self.player.go(step)
+
+    def _slid(self, step: int) -> None:
+        if step != self.player.step:
+            self.player.go(step)
+
+    def _speed_changed(self) -> None:
+        speed = self.form.steps_per_second
+        self.player.speed = speed
+        shown = f"{speed:.0f}" if speed >= 10 else f"{speed:.1f}"
+        self.form.pace.setText(f"{shown} /s")
+
+    def _toggled(self, playing: bool) -> None:
+        self.form.playing(playing)
+        if not playing and self.path is not None:
+            self._show(self.player.step)
+
+    def _show(self, step: int) -> None:
+        if self.layers is None or self.path is None:
+            return
+        playing = self.player.playing
+        self.layers.show(step, settle=not playing)
+        if self._with_map():
+            self.maps.ask(step)
+        form = self.form
+        now = time.perf_counter()
+        # Text costs a repaint of the window, and nobody reads it so fast.
+        if not playing or now - self._told > _TELL:
+            self._told = now
+            form.slider.blockSignals(True)
+            form.slider.setValue(step)
+            form.slider.blockSignals(False)
+            form.told.setText(self._tell(step))
+        if form.follow.isChecked():
+            self._follow(step)
+
+    def _tell(self, step: int) -> str:
+        path = self.path
+        assert path is not None
+        told = (
+            f"Fixation {step + 1} of {len(path)} · H = {path.entropies[step]:.2f} nats"
+        )
+        if path.pmfs is None or not path.classes:
+            return told
+        fovea = path.pmfs[step, -16:].astype(np.float32).mean(0)
+        best = int(fovea.argmax())
+        return f"{told} · centre: {path.classes[best]} {fovea[best]:.0%}"
+
+    def _follow(self, step: int) -> None:
+        assert self.layers is not None
+        assert self.path is not None
+        world = self.layers.world(self.path.centres[step])
+        camera = self.viewer.scene.camera
+        camera.center = (*tuple(camera.center)[:-2], *world)
+
+    # -- the map ---------------------------------------------------------------------
+
+    def _with_map(self) -> bool:
+        return self.form.map.isChecked() and self.maps.ready
+
+    def _map_toggled(self, shown: bool) -> None:
+        layer = self.layers.layer("replayed map") if self.layers else None
+        if layer is not None:
+            layer.visible = shown and self.maps.ready
+        if shown and self.path is not None and self.maps.ready:
+            self.maps.ask(self.player.step)
+
+    def _show_map(self, painted: Any, scale: tuple[float, float]) -> None:
+        if self.layers is not None:
+            self.layers.show_map(painted, scale, settle=not self.player.playing)

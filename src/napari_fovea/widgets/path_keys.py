@@ -1,0 +1,79 @@
+"""Keys and clicks of the Focus path dock."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import Qt
+from qtpy.QtGui import QKeySequence
+from qtpy.QtWidgets import QShortcut
+
+from napari_fovea.widgets.clicking import clicked
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from napari.layers import Layer
+
+    from napari_fovea.widgets.focus_path import FocusPathDock
+
+
+class Pointing:
+    """Space plays, arrows step, and a click on the image goes where it was seen best.
+
+    Parameters
+    ----------
+    dock : FocusPathDock
+        What is played.
+    """
+
+    def __init__(self, dock: FocusPathDock) -> None:
+        self.dock = dock
+        self._keys = {
+            "Space": self._play,
+            "Left": self._back,
+            "Right": self._on,
+        }
+        # In the dock itself, whatever has the focus there.
+        for key, act in self._keys.items():
+            shortcut = QShortcut(QKeySequence(key), dock)
+            shortcut.setContext(Qt.ShortcutContext.WidgetWithChildrenShortcut)
+            shortcut.activated.connect(act)
+
+    def take_hold(self) -> None:
+        """Take keys and clicks."""
+        for key, act in self._keys.items():
+            self.dock.viewer.bind_key(key, act, overwrite=True)
+        self.dock.viewer.mouse_drag_callbacks.append(self._clicked)
+
+    def let_go(self) -> None:
+        """Give them back, unless somebody else has them now."""
+        viewer = self.dock.viewer
+        for key, act in self._keys.items():
+            if act in viewer.keymap.values():
+                viewer.bind_key(key, None)
+        if self._clicked in viewer.mouse_drag_callbacks:
+            viewer.mouse_drag_callbacks.remove(self._clicked)
+
+    def bind(self, layer: Layer | None) -> None:
+        """Let the keys work while a layer of the replay is active, too."""
+        if layer is not None:
+            for key, act in self._keys.items():
+                layer.bind_key(key, act, overwrite=True)
+
+    def _play(self, of: Any = None) -> None:
+        self.dock.toggle()
+
+    def _back(self, of: Any = None) -> None:
+        self.dock.move(-1)
+
+    def _on(self, of: Any = None) -> None:
+        self.dock.move(1)
+
+    def _clicked(self, viewer: Any, event: Any) -> Generator[None, None, None]:
+        dock = self.dock
+        if dock.layers is None or not dock.form.click.isChecked():
+            return
+        clean = yield from clicked(viewer, event)
+        if clean and dock.layers is not None and dock.layers.there():
+            dock.go_to_place(dock.layers.place(event.position))

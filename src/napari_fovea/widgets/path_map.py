@@ -1,0 +1,107 @@
+"""The map of a replay, made beside the window: the newest step first."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import QObject, QTimer, Signal
+
+from napari_fovea.widgets.job import Job, call
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from napari_fovea.retina import FocusPath, Replay
+
+_MOST = 2**19  # pixels of the map that is replayed
+_APART = 0.12  # seconds between maps while it plays: drawing one takes a frame or two
+
+
+class MapMaker(QObject):
+    """Makes the map at the step that was asked for last, in a thread.
+
+    Steps that were asked for meanwhile are left out, so it never falls behind.
+
+    Parameters
+    ----------
+    parent : QObject, optional
+        Its owner.
+    """
+
+    made = Signal(object, tuple)
+
+    def __init__(self, parent: QObject | None = None) -> None:
+        super().__init__(parent)
+        self.step = -2
+        """Step whose map is on show."""
+        self._replay: Replay | None = None
+        self._job: Job | None = None
+        self._wanted: int | None = None
+        self._last = 0.0
+        self._later = QTimer(self)
+        self._later.setSingleShot(True)
+        self._later.timeout.connect(self._begin)
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a map to make."""
+        return self._replay is not None
+
+    @property
+    def idle(self) -> bool:
+        """Whether the map that was asked for last has been made."""
+        return self._wanted is None and self._job is None
+
+    def load(self, path: FocusPath) -> tuple[int, int]:
+        """Take a path of one plane; return height and width of its map."""
+        from napari_fovea.retina import Replay
+
+        self.stop()
+        self.step = -2
+        if path.pmfs is None or path.shape is None:
+            self._replay = None
+            return path.shape or (1, 1)
+        self._replay = Replay(path, most=_MOST)
+        return self._replay.shape
+
+    def stop(self) -> None:
+        """Make no more maps."""
+        self._later.stop()
+        self._wanted = self._replay = None
+
+    def ask(self, step: int) -> None:
+        """Want the map after a step."""
+        self._wanted = step
+        if self._job is None and not self._later.isActive():
+            wait = self._last + _APART - time.perf_counter()
+            self._later.start(max(0, round(1000 * wait)))
+
+    def _begin(self) -> None:
+        replay, step = self._replay, self._wanted
+        if replay is None or step is None or self._job is not None:
+            return
+        self._wanted = None
+
+        def make() -> tuple[Any, int, NDArray[Any], tuple[float, float]]:
+            from napari_fovea.views.colours import map_colours
+
+            painted = map_colours(replay.at(step).probabilities)
+            return replay, step, painted, replay.scale
+
+        self._job = Job(call(make))
+        self._job.returned.connect(self._take)
+        self._job.finished.connect(self._finished)
+        self._job.start()
+
+    def _take(self, found: Any) -> None:
+        replay, step, painted, scale = found
+        if replay is self._replay:  # else another path was loaded meanwhile
+            self.step = step
+            self._last = time.perf_counter()
+            self.made.emit(painted, scale)
+
+    def _finished(self) -> None:
+        self._job = None
+        if self._wanted is not None:
+            self.ask(self._wanted)
