@@ -236,6 +236,19 @@ def test_a_large_image_is_shrunk_to_means_and_so_is_its_map() -> None:
     assert away.max() <= 1
 
 
+def test_a_shrunk_map_lies_where_the_whole_one_does() -> None:
+    # 65 is no multiple of 8: the map's last pixels reach beyond the image.
+    sure = np.zeros((4, GRID.n_cells))
+    sure[[1, 3]] = 1  # the right half
+    corners = [(y, x) for y in (0, 33) for x in (0, 33)]
+    path = path_of(corners, shape=(65, 65), nucleus=sure)
+    image = np.zeros((65, 65), np.uint8)
+    assert Replay(path, most=16 * 16).shrunk == 8
+    shrunk = render(image, path, 3, side=16).astype(int)
+    whole = render(image, Replay(path), 3, side=16)
+    assert np.abs(shrunk - whole).max() < 40
+
+
 def test_frames_in_their_order_are_frames_by_themselves(picture: np.ndarray) -> None:
     path = walk(150)
     scene = Scene(picture, path, side=90)

@@ -26,7 +26,7 @@ from napari_fovea.retina import FocusPath, Fusion, Replay, RetinaGrid
 from small_networks import DENSE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 R2 = DENSE["r2-attention-unet"]
 KINDS: dict[str, dict[str, Any]] = {
@@ -37,6 +37,15 @@ KINDS: dict[str, dict[str, Any]] = {
     "ensemble": {"member": "r2-attention-unet", "settings": R2},
     "adapted": {"base": "r2-attention-unet", "settings": R2},
 }
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads of networks this small mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def of_kind(name: str, *, outputs: int = 2) -> Model:
@@ -280,6 +289,17 @@ def test_evidence_is_told_where_probabilities_round_to_1() -> None:
     assert found.saliency.array[6, 6] == pytest.approx(300, rel=1e-3)
 
 
+def test_sure_ensembles_answer_too() -> None:
+    image = np.zeros((48, 48), np.uint8)
+    image[20:28, 20:28] = 90
+    model = of_kind("ensemble")
+    for member in model.network.members:
+        member.out.bias.fill_(30.0)  # past what their mean probability can tell
+    found = explain(image, model, region=image > 0, device="cpu")
+    assert found.target.log_odds == pytest.approx(30, abs=3)
+    assert np.abs(found.saliency.array).max() > 0
+
+
 def test_flat_images_leave_slopes_finite() -> None:
     image = np.zeros((48, 48), np.uint8)
     image[20:28, 20:28] = 90
@@ -357,6 +377,24 @@ def test_maps_of_attention_lie_where_their_cells_do(diameter: float | None) -> N
     np.testing.assert_allclose(first - stride / 2, (199.5, 299.5))
     np.testing.assert_allclose(last + stride / 2, (207.5, 315.5))
     assert found.influence[0].share == 1
+
+
+@pytest.mark.parametrize("name", ["focusnet", "mask-rcnn", "adapted"])
+def test_maps_lie_where_those_of_a_segmentation_do(
+    name: str, picture: np.ndarray
+) -> None:
+    model = replace(of_kind(name), object_diameter=12.0)
+    names = attention_names(model.network)
+    run = segment(picture, model, attention=names, diameter=9.0, device="cpu")
+    result = complete(run)
+    found = explain(
+        picture, model, region=(15, 20), names=names, diameter=9.0, device="cpu"
+    )
+    for ours, theirs in zip(found.maps, result.attention, strict=True):
+        assert ours.name == theirs.name
+        assert ours.array.shape == theirs.array.shape
+        assert ours.scale == pytest.approx(theirs.scale)
+        assert ours.offset == pytest.approx(theirs.offset)
 
 
 def _first(cells: np.ndarray) -> np.ndarray:
@@ -643,7 +681,7 @@ def test_the_probability_is_that_of_the_map() -> None:
 
 
 def test_a_scan_is_taken_apart(tiny: Model, picture: np.ndarray) -> None:
-    run = segment(picture, tiny, policy="raster", diameter=8.0, device="cpu")
+    run = segment(picture, tiny, budget=80, diameter=8.0, device="cpu")
     result = complete(run)
     assert result.path is not None
     found = deciding(result.path, result.labels == result.labels[15, 20])

@@ -46,12 +46,15 @@ class Attends:
     channels : int
         How many channels it has; by default their mean is shown.
     note : str
-        What else there is to say of it, such as the γ of its level.
+        What it tells, in a few words.
+    value : str
+        A number that weighs it, such as the γ of its level.
     """
 
     name: str
     channels: int = 1
     note: str = ""
+    value: str = ""
 
 
 def attends(model: Model) -> tuple[Attends, ...]:
@@ -79,7 +82,7 @@ def attends(model: Model) -> tuple[Attends, ...]:
         Attends(
             part.label,
             part.channels,
-            f"γ = {gammas[part.label]:.4g}" if part.label in gammas else "",
+            value=f"γ = {gammas[part.label]:.3g}" if part.label in gammas else "",
         )
         for part in model.network.modules()
         if isinstance(part, Coefficients)

@@ -109,7 +109,7 @@ class Scene:
             )
         drawn = self._image.copy()
         if self._replay is not None:
-            pass
+            _lay(drawn, self._map(self._replay, step))
         _lay(drawn, self._way(step))
         frame = np.array(drawn)
         self._draw_cells(frame, step)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from qtpy.QtCore import Qt
 
 from napari_fovea.errors import FoveaError
 from napari_fovea.widgets import layers
+from napari_fovea.widgets.attention_form import Row
 from napari_fovea.widgets.clicking import clicked
 from napari_fovea.widgets.job import Job
 from napari_fovea.widgets.measuring import instances_of, plane_of
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 
     from napari_fovea.widgets.attention import AttentionDock
     from napari_fovea.widgets.attention_layers import MapLayers
+
+_FIXATIONS = 12  # that are listed
+_CELLS = 60  # that are shown on the image
 
 
 class Asking:
@@ -33,7 +38,6 @@ class Asking:
         self.job: Job | None = None
         dock.form.ask.toggled.connect(self._toggled)
         dock.form.answers.itemClicked.connect(self._chosen)
-        self._steps: list[int] = []
 
     def take_hold(self) -> None:
         """Take clicks."""
@@ -49,7 +53,6 @@ class Asking:
 
     def clear(self) -> None:
         """Forget the last answer."""
-        self._steps = []
         self.dock.form.answer([], [])
         if self.dock.shown is not None:
             self.dock.shown.hide_why()
@@ -114,7 +117,7 @@ class Asking:
                     )
                     scanned = result.path
             assert scanned is not None
-            return shown, deciding(scanned, region), scanned
+            return shown, deciding(scanned, region, most=_CELLS), scanned
 
         dock.form.busy(True)
         dock.form.say(f"Asking what decided {what}…")
@@ -142,30 +145,32 @@ class Asking:
         dock.keep_path(path)
         looks = answer.looks
         shown.show_cells(looks["box"], looks["share"])
-        self._steps = [int(i) for i in looks["fixation"]]
-        rows = [
-            [
-                f"fixation {look['fixation'] + 1}",
-                f"{look['side']} px",
-                f"{look['share']:.0%}",
-                f"{look['pmf'][answer.label]:.0%}",
-            ]
-            for look in looks
-        ]
-        dock.form.answer(["Cell of", "Side", "Share", answer.name], rows)
+        rows = []
+        for step in np.argsort(-answer.shares, kind="stable")[:_FIXATIONS].tolist():
+            cells = looks[looks["fixation"] == step]
+            told = [f"fixation {step + 1}", f"{answer.shares[step]:.1%}", ""]
+            parts = tuple(
+                [
+                    f"cell of {cell['side']} px",
+                    f"{cell['share']:.1%}",
+                    f"{cell['pmf'][answer.label]:.0%}",
+                ]
+                for cell in cells
+            )
+            rows.append(Row(told, step, parts))
+        dock.form.answer(["Who saw it", "Share", answer.name], rows)
         many = int((answer.shares > 0).sum())
+        best = float(np.sort(answer.shares)[::-1][:_FIXATIONS].sum())
         dock.form.say(
-            f"{what.capitalize()} is {answer.name} by {answer.probability:.0%}: "
-            f"{many} fixations saw it; the {len(rows)} weightiest cells make "
-            f"{looks['share'].sum():.0%} of the vote."
+            f"{what.capitalize()} is {answer.name} by {answer.probability:.0%}. "
+            f"{many} fixations saw it; those listed have {best:.0%} of the vote."
         )
 
     def _tell_influence(self, what: str, shown: MapLayers, answer: Any) -> None:
         dock = self.dock
         shown.show_saliency(answer.saliency, opacity=dock.opacity())
-        self._steps = []
         rows = [
-            [one.name, f"{one.share:.0%}", f"{one.amount:+.2g}"]
+            Row([one.name, f"{one.share:.0%}", f"{one.amount:+.2g}"])
             for one in answer.influence
         ]
         dock.form.answer(["Attention", "Share", "Effect"], rows)
@@ -178,9 +183,9 @@ class Asking:
 
     def _chosen(self, item: Any, column: int = 0) -> None:
         """Let the player go to the fixation of a row."""
-        row = self.dock.form.answers.indexOfTopLevelItem(item)
-        if 0 <= row < len(self._steps):
-            self.dock.point(self._steps[row])
+        step = item.data(0, Qt.ItemDataRole.UserRole)
+        if step is not None:
+            self.dock.point(step)
 
 
 def _object_at(

@@ -11,8 +11,9 @@ from qtpy.QtWidgets import QVBoxLayout, QWidget
 from napari_fovea.errors import FoveaError
 from napari_fovea.widgets import layers
 from napari_fovea.widgets.asking import Asking
-from napari_fovea.widgets.attention_form import BESIDE, BLINK, AttentionForm
+from napari_fovea.widgets.attention_form import AttentionForm
 from napari_fovea.widgets.attention_layers import MapLayers, spread
+from napari_fovea.widgets.comparing import Comparison
 from napari_fovea.widgets.job import Job, call
 from napari_fovea.widgets.measuring import measure
 from napari_fovea.widgets.path_choice import images
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from napari_fovea.retina import FocusPath
 
 _PATIENCE = 400  # ms between a tick and the run that it starts
-_BLINK = 600  # ms that each of two maps is on show
 
 
 class AttentionDock(QWidget):
@@ -53,15 +53,12 @@ class AttentionDock(QWidget):
         self.path: FocusPath | None = None
         self._offered: tuple[Entry | None, tuple[Attends, ...]] = (None, ())
         self._listing: Job | None = None
-        self._order: list[str] = []
         self._holds = False
         self._tick = QTimer(self)
         self._tick.setSingleShot(True)
         self._tick.setInterval(_PATIENCE)
         self._tick.timeout.connect(self.look)
-        self._blink = QTimer(self)
-        self._blink.setInterval(_BLINK)
-        self._blink.timeout.connect(self._blinked)
+        self.comparison = Comparison(self)
         self.asking = Asking(self)
         layout = QVBoxLayout(self)
         layout.addWidget(self.form)
@@ -70,8 +67,6 @@ class AttentionDock(QWidget):
         form.tree.ticked.connect(self._ticked)
         form.look_button.clicked.connect(self.look_again)
         form.cancel_button.clicked.connect(self.cancel)
-        form.opacity.valueChanged.connect(self._opacity_changed)
-        form.compare.currentTextChanged.connect(self._arrange)
         form.measure_button.clicked.connect(self.measure)
         form.images.currentIndexChanged.connect(self._image_chosen)
         form.region.currentIndexChanged.connect(self._forget)
@@ -96,7 +91,7 @@ class AttentionDock(QWidget):
         """Leave the viewer alone: the dock is closed."""
         self._holds = False
         self._tick.stop()
-        self._blink.stop()
+        self.comparison.stop()
         events = self.viewer.layers.events
         events.inserted.disconnect(self.list_images)
         events.removed.disconnect(self._removed)
@@ -138,7 +133,7 @@ class AttentionDock(QWidget):
         box.blockSignals(False)
         if box.currentData() != before:
             self._image_chosen()
-        self._enable()
+        self.enable()
 
     def _follow_selection(self, event: Any = None) -> None:
         active = self.viewer.layers.selection.active
@@ -180,7 +175,7 @@ class AttentionDock(QWidget):
     def _model_changed(self) -> None:
         entry = self.session.chosen
         if entry is None or entry == self._offered[0] or self._listing is not None:
-            self._enable()
+            self.enable()
             return
         shared = self.session
 
@@ -212,21 +207,22 @@ class AttentionDock(QWidget):
     def _listed(self) -> None:
         self._listing = None
         self._model_changed()  # another may have been chosen meanwhile
-        self._enable()
+        self.enable()
 
-    def _enable(self) -> None:
+    def enable(self) -> None:
+        """Enable what can be done now."""
         form, running = self.form, self.job is not None
         ready = self.image is not None and bool(self._offered[1])
         form.look_button.setEnabled(ready and not running and bool(form.tree.shown))
         form.tree.setEnabled(ready)
         form.ask.setEnabled(ready)
-        form.measure_button.setEnabled(ready and bool(self._visible()))
+        form.measure_button.setEnabled(ready and bool(self.comparison.visible()))
         if self.image is None:
             form.say("Open an image to look at.")
 
     def _forget(self, index: int = 0) -> None:
         """Keep no maps: they are of another image, region or model."""
-        self._blink.stop()
+        self.comparison.stop()
         self.asking.clear()
         if self.shown is not None:
             self.shown.hide_all()
@@ -252,19 +248,17 @@ class AttentionDock(QWidget):
         return layers.region_of(image, self.viewer.dims, self.form.region.currentText())
 
     def _ticked(self, name: str, shown: bool) -> None:
-        self._order = [n for n in self._order if n != name]
-        if shown:
-            self._order.append(name)
+        self.comparison.ticked(name, shown)
         if not shown:
             if self.shown is not None:
                 self.shown.hide(name)
-            self._arrange()
+            self.comparison.arrange()
         elif name in self.maps:
             self._show(name)
-            self._arrange()
+            self.comparison.arrange()
         else:
             self._tick.start()
-        self._enable()
+        self.enable()
 
     def look_again(self) -> None:
         """Run the model, also where its maps are known."""
@@ -281,7 +275,7 @@ class AttentionDock(QWidget):
         names = [n for n in self.form.tree.shown if n not in self.maps]
         self._tick.stop()
         if not names:
-            self._enable()
+            self.enable()
             return
         try:
             region = self._region(image)
@@ -321,7 +315,7 @@ class AttentionDock(QWidget):
         self.job.returned.connect(self._looked)
         self.job.errored.connect(self.complain)
         self.job.finished.connect(self._finished)
-        self._enable()
+        self.enable()
         self.job.start()
 
     def cancel(self) -> None:
@@ -344,12 +338,12 @@ class AttentionDock(QWidget):
         flat = []
         for name, attention in kept.items():
             low, high = spread(np.asarray(attention.array))
-            self.form.tree.tell(name, f"{low:.2g} … {high:.2g}")
+            self.form.tree.tell(name, low, high)
             if high - low < 1e-3:
                 flat.append(name)
             if name in self.form.tree.shown:
                 self._show(name)
-        self._arrange()
+        self.comparison.arrange()
         told = f"Looked in {made['seconds']:.1f} s on {made['device']}."
         if flat:
             told += f" {flat[0]} is the same everywhere: it selects nothing here."
@@ -358,7 +352,7 @@ class AttentionDock(QWidget):
     def _finished(self) -> None:
         self.job = None
         self.form.busy(False)
-        self._enable()
+        self.enable()
         stopped = self.form.status.text().startswith("⚠")
         if not stopped and any(n not in self.maps for n in self.form.tree.shown):
             self._tick.start()
@@ -370,75 +364,19 @@ class AttentionDock(QWidget):
 
     # -- showing -----------------------------------------------------------------------
 
-    def _visible(self) -> list[str]:
-        """List the maps that are on show, the one ticked last at the end."""
-        ticked = self.form.tree.shown
-        known = [n for n in self._order if n in ticked]
-        known = [n for n in ticked if n not in known] + known
-        return [n for n in known if n in self.maps]
-
     def _show(self, name: str) -> None:
         if self.shown is not None:
             opacity = self.form.opacity.value() / 100
             self.shown.show(self.maps[name], opacity=opacity)
-
-    def _arrange(self, how: str = "") -> None:
-        """Lay maps above each other, or the two that were ticked last to compare."""
-        self._blink.stop()
-        shown = self.shown
-        if shown is None:
-            return
-        how, names = self.form.compare.currentText(), self._visible()
-        shown.together()
-        for name in names:
-            layer = shown.layer(name)
-            if layer is not None:
-                layer.visible = True
-        if len(names) > 1 and how == BESIDE:
-            shown.beside(names[-1])
-            self.viewer.reset_view()
-        elif len(names) > 1 and how == BLINK:
-            self._blink.start()
-            self._blinked()
-        elif how in (BESIDE, BLINK) and names:
-            self.form.say("Tick two maps to compare them.")
-        self._select(names)
-        self._enable()
-
-    def _select(self, names: list[str]) -> None:
-        """Select the maps: napari tells the values of selected layers in its bar."""
-        found = [self.shown.layer(n) for n in names] if self.shown else []
-        there = [x for x in found if x is not None]
-        if there:
-            selection = self.viewer.layers.selection
-            selection.clear()
-            selection.update(there)
-            selection.active = there[-1] if len(there) == 1 else None
-
-    def _blinked(self) -> None:
-        names = self._visible()[-2:]
-        found = [self.shown.layer(n) for n in names] if self.shown else []
-        pair = [x for x in found if x is not None]
-        if len(pair) < 2:
-            self._blink.stop()
-            return
-        first = pair[0].visible
-        pair[0].visible, pair[1].visible = not first, first
-
-    def _opacity_changed(self, percent: int) -> None:
-        if self.shown is None:
-            return
-        for name in self.maps:
-            layer = self.shown.layer(name)
-            if layer is not None:
-                layer.opacity = percent / 100
 
     def measure(self) -> None:
         """Write means over objects into the instances' features."""
         if self.shown is None:
             return
         try:
-            told = measure(self.shown, [self.maps[n] for n in self._visible()])
+            told = measure(
+                self.shown, [self.maps[n] for n in self.comparison.visible()]
+            )
         except FoveaError as error:
             self.complain(error)
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import (
@@ -71,10 +71,11 @@ class MapTree(QTreeWidget):
                     group.setExpanded(True)
                     groups[found["group"]] = group
                 parent, text = groups[found["group"]], found["rest"]
-            item = self._add(parent, one.name, text, one.note)
+            item = self._add(parent, one.name, text)
             item.setToolTip(0, one.note or one.name)
+            item.setText(1, one.value)
             if one.channels > 1:
-                item.setText(1, _joined(one.note, f"mean of {one.channels}"))
+                item.setText(1, _joined(one.value, f"mean of {one.channels}"))
                 item.setData(1, _NAME, one.channels)
                 item.setChildIndicatorPolicy(
                     QTreeWidgetItem.ChildIndicatorPolicy.ShowIndicator
@@ -83,8 +84,8 @@ class MapTree(QTreeWidget):
         for name in ticked & self._items.keys():
             self.tick(name, True)
 
-    def _add(self, parent: Any, name: str, text: str, note: str) -> QTreeWidgetItem:
-        item = QTreeWidgetItem(parent, [text, note])
+    def _add(self, parent: Any, name: str, text: str) -> QTreeWidgetItem:
+        item = QTreeWidgetItem(parent, [text, ""])
         item.setFlags(item.flags() | Qt.ItemFlag.ItemIsUserCheckable)
         item.setCheckState(0, Qt.CheckState.Unchecked)
         item.setData(0, _NAME, name)
@@ -98,7 +99,7 @@ class MapTree(QTreeWidget):
         self.blockSignals(True)
         name = item.data(0, _NAME)
         for i in range(channels):
-            self._add(item, f"{name} [{i}]", f"channel {i}", "")
+            self._add(item, f"{name} [{i}]", f"channel {i}")
         self.blockSignals(False)
 
     def _changed(self, item: QTreeWidgetItem, column: int) -> None:
@@ -130,13 +131,23 @@ class MapTree(QTreeWidget):
         checked = Qt.CheckState.Checked
         return tuple(n for n, i in self._items.items() if i.checkState(0) == checked)
 
-    def tell(self, name: str, text: str) -> None:
-        """Say something beside a map."""
+    def tell(self, name: str, low: float, high: float) -> None:
+        """Tell the range of a map's values beside its name."""
         item = self._items.get(name)
         if item is not None:
             self.blockSignals(True)
-            item.setText(1, text)
+            item.setText(1, f"{low:.2g} … {high:.2g}")
+            if item.data(1, _NAME):
+                item.setToolTip(1, f"mean of {item.data(1, _NAME)} channels")
             self.blockSignals(False)
+
+
+class Row(NamedTuple):
+    """A row of an answer, the fixation it tells of, and rows below it."""
+
+    texts: list[str]
+    step: int | None = None
+    parts: tuple[list[str], ...] = ()
 
 
 class AttentionForm(QWidget):
@@ -172,7 +183,7 @@ class AttentionForm(QWidget):
         self.ask = QCheckBox("Ask a place")
         self.ask.setToolTip("Click an object or a place to see what decided it")
         self.answers = QTreeWidget()
-        self.answers.setRootIsDecorated(False)
+        self.answers.setIndentation(12)
         self.answers.setMinimumHeight(110)
         self.answers.hide()
         self.status = QLabel()
@@ -215,18 +226,27 @@ class AttentionForm(QWidget):
         """Say something below everything else."""
         self.status.setText(f"⚠ {text}" if wrong else text)
 
-    def answer(self, headers: list[str], rows: list[list[str]]) -> None:
+    def answer(self, headers: list[str], rows: list[Row]) -> None:
         """Show what decided a place."""
         self.answers.clear()
         self.answers.setColumnCount(len(headers))
         self.answers.setHeaderLabels(headers)
+        self.answers.setRootIsDecorated(any(row.parts for row in rows))
         for row in rows:
-            item = QTreeWidgetItem(self.answers, row)
-            for column in range(1, len(row)):
-                item.setTextAlignment(column, Qt.AlignmentFlag.AlignRight)
+            item = _item(self.answers, row.texts, row.step)
+            for part in row.parts:
+                _item(item, part, row.step)
         for column in range(len(headers)):
             self.answers.resizeColumnToContents(column)
         self.answers.setVisible(bool(rows))
+
+
+def _item(parent: Any, texts: list[str], step: int | None) -> QTreeWidgetItem:
+    item = QTreeWidgetItem(parent, texts)
+    item.setData(0, _NAME, step)
+    for column in range(1, len(texts)):
+        item.setTextAlignment(column, Qt.AlignmentFlag.AlignRight)
+    return item
 
 
 def _form() -> QFormLayout:

@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from qtpy.QtCore import QEvent
-from qtpy.QtWidgets import QFileDialog, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QVBoxLayout, QWidget
 
 from napari_fovea.errors import FoveaError
+from napari_fovea.widgets import layers
 from napari_fovea.widgets.focus_path_form import FocusPathForm
-from napari_fovea.widgets.job import Job, call
 from napari_fovea.widgets.path_choice import (
     Choice,
-    choices,
     fits,
-    images,
     offset_of,
     plane_in_view,
-    size_of,
 )
 from napari_fovea.widgets.path_keys import Pointing
 from napari_fovea.widgets.path_layers import ROLES, PathLayers
 from napari_fovea.widgets.path_map import MapMaker
 from napari_fovea.widgets.path_saving import Saving
+from napari_fovea.widgets.path_shelf import PathShelf
 from napari_fovea.widgets.player import Player
+from napari_fovea.widgets.session import Session, session
 
 if TYPE_CHECKING:
     from napari.layers import Image
@@ -45,23 +43,25 @@ class FocusPathDock(QWidget):
     ----------
     napari_viewer : napari.Viewer
         Where the layers are.
+    shared : Session, optional
+        What the docks share; one for all by default.
     """
 
-    def __init__(self, napari_viewer: Any) -> None:
+    def __init__(self, napari_viewer: Any, *, shared: Session | None = None) -> None:
         super().__init__()
         self.viewer = napari_viewer
+        self.session = shared or session()
         self.form = FocusPathForm()
         self.player = Player(self)
         self.maps = MapMaker(self)
         self.layers: PathLayers | None = None
         self.path: FocusPath | None = None
         self.plane: int | None = None
-        self._opened: list[Choice] = []
-        self._jobs: list[Job] = []
         self._doubts: list[int] = []
         self._holds = False
         self._laying = False
         self._told = 0.0
+        self.shelf = PathShelf(self)
         self.pointing = Pointing(self)
         self.saving = Saving(self)
         layout = QVBoxLayout(self)
@@ -69,14 +69,10 @@ class FocusPathDock(QWidget):
         self.setMinimumWidth(300)
         self._connect()
         self._take_hold()
-        self.list_paths()
+        self.shelf.list_paths()
 
     def _connect(self) -> None:
         form, player = self.form, self.player
-        form.paths.currentIndexChanged.connect(self._chosen)
-        form.images.currentIndexChanged.connect(self._image_chosen)
-        form.open_button.clicked.connect(self._ask_for_file)
-        form.fit_button.clicked.connect(self.scale_to_image)
         form.play_button.clicked.connect(self.toggle)
         form.back_button.clicked.connect(partial(self.move, -1))
         form.on_button.clicked.connect(partial(self.move, 1))
@@ -94,11 +90,12 @@ class FocusPathDock(QWidget):
         """Follow what happens in the viewer."""
         self._holds = True
         events = self.viewer.layers.events
-        events.inserted.connect(self._layers_changed)
+        events.inserted.connect(self._inserted)
         events.removed.connect(self._removed)
-        events.renamed.connect(self._layers_changed)
+        events.renamed.connect(self._list)
         self.viewer.dims.events.current_step.connect(self._plane_changed)
         self.pointing.take_hold()
+        self.session.pointed.connect(self._pointed)
         for layer in self.viewer.layers:
             self._listen(layer)
 
@@ -109,15 +106,15 @@ class FocusPathDock(QWidget):
         self.maps.stop()
         self.saving.stop()
         events = self.viewer.layers.events
-        events.inserted.disconnect(self._layers_changed)
+        events.inserted.disconnect(self._inserted)
         events.removed.disconnect(self._removed)
-        events.renamed.disconnect(self._layers_changed)
+        events.renamed.disconnect(self._list)
         self.viewer.dims.events.current_step.disconnect(self._plane_changed)
         for layer in self.viewer.layers:
-            layer.events.metadata.disconnect(self._noted)
+            layer.events.metadata.disconnect(self._list)
         self.pointing.let_go()
-        for job in self._jobs:
-            job.quit()
+        self.session.pointed.disconnect(self._pointed)
+        self.shelf.stop()
 
     def changeEvent(self, event: Any) -> None:
         """Let go of everything when napari takes the dock away."""
@@ -127,143 +124,28 @@ class FocusPathDock(QWidget):
                 self._let_go()
             elif self.parent() is not None and not self._holds:
                 self._take_hold()
-                self.list_paths()
+                self.shelf.list_paths()
 
     # -- what can be replayed --------------------------------------------------------
 
     def reset_choices(self, event: Any = None) -> None:
         """List paths and images anew; napari calls this when layers change."""
-        self.list_paths()
+        self._list()
 
     def _listen(self, layer: Any) -> None:
         # A run that ends leaves its path in the metadata of a layer that is there.
-        layer.events.metadata.connect(self._noted)
+        layer.events.metadata.connect(self._list)
 
-    def _layers_changed(self, event: Any = None) -> None:
-        if event is not None and getattr(event, "type", "") == "inserted":
-            self._listen(event.value)
-        self.list_paths()
+    def _inserted(self, event: Any) -> None:
+        self._listen(event.value)
+        self._list()
 
-    def _noted(self, event: Any = None) -> None:
-        if not self._laying:
-            self.list_paths()
+    def _list(self, event: Any = None) -> None:
+        if not self._laying:  # layers of the replay itself are no news
+            self.shelf.list_paths()
 
-    def list_paths(self) -> None:
-        """List the paths of results and opened files, and the images."""
-        if self._laying:
-            return
-        form, chosen = self.form, self.choice
-        offered = [*choices(self.viewer.layers), *self._opened]
-        form.paths.blockSignals(True)
-        form.paths.clear()
-        for choice in offered:
-            form.paths.addItem(choice.name, choice)
-        # The same path; else the newest result of the same layer.
-        kept = next((i for i, c in enumerate(offered) if c is chosen), None)
-        if kept is None and chosen is not None:
-            same = (i for i, c in enumerate(offered) if c.path is chosen.path)
-            kept = next(same, None)
-        form.paths.setCurrentIndex(kept if kept is not None else len(offered) - 1)
-        form.paths.blockSignals(False)
-        image = form.images.currentData()
-        form.images.blockSignals(True)
-        form.images.clear()
-        for layer in images(self.viewer.layers):
-            form.images.addItem(layer.name, str(layer.unique_id))
-        form.images.setCurrentIndex(max(0, form.images.findData(image)))
-        form.images.blockSignals(False)
-        if not offered:
-            self._unload()
-            form.say(
-                "Segment an image with a retina model, or open a saved path, to see "
-                "where it looked."
-            )
-        elif kept is None:
-            self._chosen()
-
-    @property
-    def choice(self) -> Choice | None:
-        """The path that is chosen."""
-        return self.form.paths.currentData()
-
-    @property
-    def image(self) -> Image | None:
-        """The image layer that it is laid on."""
-        wanted = self.form.images.currentData()
-        found = images(self.viewer.layers)
-        return next((x for x in found if str(x.unique_id) == wanted), None)
-
-    def _chosen(self, index: int = 0) -> None:
-        """Choose the image that the path says it was walked on, and load it."""
-        choice = self.choice
-        if choice is None:
-            return
-        form = self.form
-        form.images.blockSignals(True)
-        named = form.images.findText(str(choice.image.get("name")))
-        active = self.viewer.layers.selection.active
-        current = form.images.findData(str(getattr(active, "unique_id", "")))
-        if named >= 0 and choice.file is None:
-            form.images.setCurrentIndex(named)
-        elif current >= 0:
-            form.images.setCurrentIndex(current)
-        form.images.blockSignals(False)
-        self.load()
-
-    def _image_chosen(self, index: int = 0) -> None:
-        self.load()
-
-    def _ask_for_file(self) -> None:
-        file, _ = QFileDialog.getOpenFileName(
-            self, "Open a focus path", "", "Focus paths (*.focus);;All files (*)"
-        )
-        if file:
-            self.open_file(file)
-
-    def open_file(self, file: str | Path) -> None:
-        """Add a saved path to the list and choose it.
-
-        Parameters
-        ----------
-        file : str or Path
-            A focus path. What is wrong with it, if anything, is shown in the dock,
-            and what is replayed stays as it was.
-        """
-
-        def read() -> Any:
-            from napari_fovea.retina import load_path
-
-            return load_path(file)
-
-        self._start(call(read), partial(self._opened_file, Path(file)))
-
-    def _opened_file(self, file: Path, recorded: Any) -> None:
-        choice = Choice(
-            file.name,
-            recorded.path,
-            recorded.image,
-            recorded.provenance,
-            str(file),
-        )
-        if not len(recorded.path):
-            self.form.say(f"{file.name} holds a path without fixations.", wrong=True)
-            return
-        self._opened = [c for c in self._opened if c.file != choice.file]
-        self._opened.append(choice)
-        self.list_paths()
-        self.form.paths.setCurrentIndex(self.form.paths.findText(choice.name))
-        if self.path is None or self.choice is not choice:
-            self._chosen()
-
-    def _start(self, make: Any, then: Any) -> None:
-        job = Job(make)
-        self._jobs.append(job)
-        job.returned.connect(then)
-        job.errored.connect(self._complain)
-        job.finished.connect(partial(self._jobs.remove, job))
-        job.start()
-
-    def _complain(self, error: Exception) -> None:
+    def complain(self, error: Exception) -> None:
+        """Show what went wrong."""
         name = "" if isinstance(error, FoveaError) else f"{type(error).__name__}: "
         self.form.say(f"{name}{error}", wrong=True)
 
@@ -271,80 +153,27 @@ class FocusPathDock(QWidget):
 
     def load(self) -> None:
         """Lay the chosen path on the chosen image, and stand at its beginning."""
-        choice, image = self.choice, self.image
-        self._unload()
+        choice, image = self.shelf.choice, self.shelf.image
+        self.unload()
         if choice is None:
             return
         if image is None:
             self.form.say("Open the image that this path was walked on.")
             return
         if not fits(choice, image):
-            self._offer_to_scale(choice, image)
+            self.shelf.offer_to_scale(choice, image)
             return
         self.form.explain_colours(choice.path.classes)
         self._load_plane(choice, image)
         if choice.file is not None:
-            self._compare(choice, image)
-
-    def _offer_to_scale(self, choice: Choice, image: Image) -> None:
-        mine, size = choice.path.image_shape or (0, 0), size_of(image)
-        axes = "" if len(choice.path.lead) in (0, image.ndim - 2) else " in a stack"
-        self.form.say(
-            f"This path was walked on an image of {mine[0]}×{mine[1]} pixels{axes}; "
-            f"{image.name!r} has {size[0]}×{size[1]}: choose its own image, or scale "
-            "the path to this one.",
-            wrong=True,
-        )
-        self.form.fit_button.setVisible(not axes)
-
-    def _compare(self, choice: Choice, image: Image) -> None:
-        """Say so where the path of a file was walked on other pixels."""
-        digest = choice.image.get("digest")
-        if digest is None:
-            return
-        data = image.data[0] if image.multiscale else image.data
-
-        def look() -> bool:
-            from napari_fovea.project.identity import identify
-
-            return identify(data, image.name).digest == digest
-
-        def tell(same: bool) -> None:
-            if not same and self.choice is choice:
-                self.form.say(
-                    f"This path was walked on another image, "
-                    f"{choice.image.get('name')!r}; it is shown on {image.name!r} "
-                    "all the same, as both have the same size.",
-                    wrong=True,
-                )
-
-        self._start(call(look), tell)
-
-    def scale_to_image(self) -> None:
-        """Stretch the chosen path over the chosen image."""
-        choice, image = self.choice, self.image
-        if choice is None or image is None:
-            return
-        path = choice.path.laid_on(size_of(image))
-        known = {k: v for k, v in choice.image.items() if k == "name"}
-        name = f"{choice.name} on {image.name}"
-        fitted = Choice(name, path, known, choice.provenance, f"{name} {choice.file}")
-        self._opened = [c for c in self._opened if c.file != fitted.file]
-        self._opened.append(fitted)
-        chosen = str(image.unique_id)
-        self.list_paths()
-        self.form.paths.blockSignals(True)
-        self.form.paths.setCurrentIndex(self.form.paths.findText(name))
-        self.form.paths.blockSignals(False)
-        self.form.images.setCurrentIndex(self.form.images.findData(chosen))
-        self.load()
+            self.shelf.compare(choice, image)
 
     def _load_plane(self, choice: Choice, image: Image) -> None:
         form = self.form
         self.plane = plane_in_view(choice, image, self.viewer.dims)
         path = choice.path.of_plane(self.plane) if self.plane is not None else None
         if path is None or not len(path):
-            self._unload()
+            self.unload()
             form.say("No fixation of this path lies on the plane in view.")
             return
         self.path = path
@@ -359,6 +188,7 @@ class FocusPathDock(QWidget):
                 layer = shown.layer(role)
                 if layer is not None:
                     layer.visible = role != "replayed map" or self._with_map()
+            self._hide_whole(choice)
         finally:
             self._laying = False
         self.viewer.layers.selection.active = active
@@ -377,6 +207,12 @@ class FocusPathDock(QWidget):
         form.say(self._about(choice, path))
         self.player.go(0)
 
+    def _hide_whole(self, choice: Choice) -> None:
+        """Hide the result that shows the whole way at once."""
+        for layer in self.viewer.layers:
+            if (layers.own(layer) or {}).get("path") is choice.path:
+                layer.visible = False
+
     def _about(self, choice: Choice, path: FocusPath) -> str:
         grid = path.grid
         told = f"{len(path)} fixations of a retina with d = {grid.d}, r = {grid.r}"
@@ -386,7 +222,7 @@ class FocusPathDock(QWidget):
             told += " What it saw was not recorded: there is no map to show."
         return told
 
-    def _unload(self) -> None:
+    def unload(self) -> None:
         """Show nothing; layers are kept for the next path."""
         self.player.load(0)
         self.maps.stop()
@@ -402,7 +238,7 @@ class FocusPathDock(QWidget):
 
     def _plane_changed(self, event: Any = None) -> None:
         """Show the path of the plane that has come into view."""
-        choice, image = self.choice, self.image
+        choice, image = self.shelf.choice, self.shelf.image
         if choice is None or image is None or image.ndim < 3:
             return
         if not fits(choice, image):
@@ -420,12 +256,12 @@ class FocusPathDock(QWidget):
             lost = gone not in self.viewer.layers
             which = f"the image {gone.name!r}" if lost else "the layer of the retina"
             playing = self.player.playing
-            self._unload()
+            self.unload()
             stopped = "The replay stopped" if playing else "The replay ended"
-            self.list_paths()
+            self.shelf.list_paths()
             self.form.say(f"{stopped}: {which} was removed.", wrong=True)
             return
-        self.list_paths()
+        self.shelf.list_paths()
 
     # -- playing ---------------------------------------------------------------------
 
@@ -452,6 +288,15 @@ class FocusPathDock(QWidget):
         if not self._doubts:
             self._doubts = np.argsort(-self.path.entropies, kind="stable").tolist()
         self.player.go(self._doubts.pop(0))
+
+    def _pointed(self, path: FocusPath, step: int) -> None:
+        """Go to a fixation that another dock tells of, if it is of this path."""
+        mine = self.path
+        if mine is None or len(mine) != len(path):
+            return
+        if np.array_equal(mine.corners, path.corners):
+            self.player.pause()
+            self.player.go(step)
 
     def go_to_place(self, point: tuple[float, float]) -> None:
         """Go to the fixation that saw a place of the image best.

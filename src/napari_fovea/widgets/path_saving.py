@@ -43,7 +43,7 @@ class Saving:
         form.cancel_button.clicked.connect(self.cancel)
 
     def _ask(self, what: str) -> None:
-        choice = self.dock.choice
+        choice = self.dock.shelf.choice
         stem = Path(choice.name.replace("/", "-")).stem if choice else "path"
         name, _ = QFileDialog.getSaveFileName(
             self.dock, f"Save the {what}", stem + _ENDINGS[what], _FILTERS[what]
@@ -84,7 +84,7 @@ class Saving:
                 f"Saved {file}" if made is not None else f"{file.name} was not saved."
             )
         )
-        self.job.errored.connect(self.dock._complain)
+        self.job.errored.connect(self.dock.complain)
         self.job.finished.connect(self._finished)
         form.progress.setValue(0)
         form.busy(True)
@@ -98,7 +98,7 @@ class Saving:
 
     def _animate(self, file: Path) -> None:
         dock = self.dock
-        choice, image, path = dock.choice, dock.image, dock.path
+        choice, image, path = dock.shelf.choice, dock.shelf.image, dock.path
         if choice is None or image is None or path is None:
             return
         plane = self._plane()
@@ -117,7 +117,7 @@ class Saving:
     def _plane(self) -> Any:
         """Return the scanned region of the plane in view, as it lies in the image."""
         dock = self.dock
-        choice, image, path = dock.choice, dock.image, dock.path
+        choice, image, path = dock.shelf.choice, dock.shelf.image, dock.path
         assert choice is not None
         assert image is not None
         assert path is not None
@@ -133,7 +133,7 @@ class Saving:
         return data[(*index, slice(top, top + height), slice(left, left + width))]
 
     def _table(self, file: Path) -> None:
-        choice = self.dock.choice
+        choice = self.dock.shelf.choice
         assert choice is not None
 
         def write() -> Path:
@@ -145,7 +145,7 @@ class Saving:
         self._run(call(write), file)
 
     def _path(self, file: Path) -> None:
-        choice, image = self.dock.choice, self.dock.image
+        choice, image = self.dock.shelf.choice, self.dock.shelf.image
         assert choice is not None
         assert image is not None
 

@@ -1,0 +1,212 @@
+"""The focus paths that can be replayed: of results, and of files."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtWidgets import QFileDialog
+
+from napari_fovea.widgets.job import Job, call
+from napari_fovea.widgets.path_choice import Choice, choices, images, size_of
+
+if TYPE_CHECKING:
+    from napari.layers import Image
+
+    from napari_fovea.widgets.focus_path import FocusPathDock
+
+
+class PathShelf:
+    """Lists paths and images, opens files, and says what does not fit.
+
+    Parameters
+    ----------
+    dock : FocusPathDock
+        Which is told to load what is chosen.
+    """
+
+    def __init__(self, dock: FocusPathDock) -> None:
+        self.dock = dock
+        self.form = dock.form
+        self.viewer = dock.viewer
+        self._opened: list[Choice] = []
+        self._jobs: list[Job] = []
+        self.form.paths.currentIndexChanged.connect(self._chosen)
+        self.form.images.currentIndexChanged.connect(lambda _: dock.load())
+        self.form.open_button.clicked.connect(self._ask_for_file)
+        self.form.fit_button.clicked.connect(self.scale_to_image)
+
+    def stop(self) -> None:
+        """Stop for good: the dock is closed."""
+        for job in self._jobs:
+            job.quit()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a file is being read, or an image compared."""
+        return bool(self._jobs)
+
+    @property
+    def choice(self) -> Choice | None:
+        """The path that is chosen."""
+        return self.form.paths.currentData()
+
+    @property
+    def image(self) -> Image | None:
+        """The image layer that it is laid on."""
+        wanted = self.form.images.currentData()
+        found = images(self.viewer.layers)
+        return next((x for x in found if str(x.unique_id) == wanted), None)
+
+    def list_paths(self) -> None:
+        """List the paths of results and opened files, and the images."""
+        form, chosen = self.form, self.choice
+        offered = [*choices(self.viewer.layers), *self._opened]
+        form.paths.blockSignals(True)
+        form.paths.clear()
+        for choice in offered:
+            form.paths.addItem(choice.name, choice)
+        # The same path; else the newest result of the same layer.
+        kept = next((i for i, c in enumerate(offered) if c is chosen), None)
+        if kept is None and chosen is not None:
+            same = (i for i, c in enumerate(offered) if c.path is chosen.path)
+            kept = next(same, None)
+        form.paths.setCurrentIndex(kept if kept is not None else len(offered) - 1)
+        form.paths.blockSignals(False)
+        image = form.images.currentData()
+        form.images.blockSignals(True)
+        form.images.clear()
+        for layer in images(self.viewer.layers):
+            form.images.addItem(layer.name, str(layer.unique_id))
+        form.images.setCurrentIndex(max(0, form.images.findData(image)))
+        form.images.blockSignals(False)
+        if not offered:
+            self.dock.unload()
+            form.say(
+                "Segment an image with a retina model, or open a saved path, to see "
+                "where it looked."
+            )
+        elif kept is None:
+            self._chosen()
+
+    def _chosen(self, index: int = 0) -> None:
+        """Choose the image that the path says it was walked on, and load it."""
+        choice = self.choice
+        if choice is None:
+            return
+        form = self.form
+        form.images.blockSignals(True)
+        named = form.images.findText(str(choice.image.get("name")))
+        active = self.viewer.layers.selection.active
+        current = form.images.findData(str(getattr(active, "unique_id", "")))
+        if named >= 0 and choice.file is None:
+            form.images.setCurrentIndex(named)
+        elif current >= 0:
+            form.images.setCurrentIndex(current)
+        form.images.blockSignals(False)
+        self.dock.load()
+
+    def _ask_for_file(self) -> None:
+        file, _ = QFileDialog.getOpenFileName(
+            self, "Open a focus path", "", "Focus paths (*.focus);;All files (*)"
+        )
+        if file:
+            self.open_file(file)
+
+    def open_file(self, file: str | Path) -> None:
+        """Add a saved path to the list and choose it.
+
+        Parameters
+        ----------
+        file : str or Path
+            A focus path. What is wrong with it, if anything, is shown in the dock,
+            and what is replayed stays as it was.
+        """
+
+        def read() -> Any:
+            from napari_fovea.retina import load_path
+
+            return load_path(file)
+
+        self._start(call(read), partial(self._opened_file, Path(file)))
+
+    def _opened_file(self, file: Path, recorded: Any) -> None:
+        choice = Choice(
+            file.name,
+            recorded.path,
+            recorded.image,
+            recorded.provenance,
+            str(file),
+        )
+        if not len(recorded.path):
+            self.form.say(f"{file.name} holds a path without fixations.", wrong=True)
+            return
+        self._opened = [c for c in self._opened if c.file != choice.file]
+        self._opened.append(choice)
+        self.list_paths()
+        self.form.paths.setCurrentIndex(self.form.paths.findText(choice.name))
+        if self.dock.path is None:
+            self._chosen()
+
+    def _start(self, make: Any, then: Any) -> None:
+        job = Job(make)
+        self._jobs.append(job)
+        job.returned.connect(then)
+        job.errored.connect(self.dock.complain)
+        job.finished.connect(partial(self._jobs.remove, job))
+        job.start()
+
+    def offer_to_scale(self, choice: Choice, image: Image) -> None:
+        """Say that a path is of another image, and offer to stretch it."""
+        mine, size = choice.path.image_shape or (0, 0), size_of(image)
+        axes = "" if len(choice.path.lead) in (0, image.ndim - 2) else " in a stack"
+        self.form.say(
+            f"This path was walked on an image of {mine[0]}×{mine[1]} pixels{axes}; "
+            f"{image.name!r} has {size[0]}×{size[1]}: choose its own image, or scale "
+            "the path to this one.",
+            wrong=True,
+        )
+        self.form.fit_button.setVisible(not axes)
+
+    def compare(self, choice: Choice, image: Image) -> None:
+        """Say so where the path of a file was walked on other pixels."""
+        digest = choice.image.get("digest")
+        if digest is None:
+            return
+        data = image.data[0] if image.multiscale else image.data
+
+        def look() -> bool:
+            from napari_fovea.project.identity import identify
+
+            return identify(data, image.name).digest == digest
+
+        def tell(same: bool) -> None:
+            if not same and self.choice is choice:
+                self.form.say(
+                    f"This path was walked on another image, "
+                    f"{choice.image.get('name')!r}; it is shown on {image.name!r} "
+                    "all the same, as both have the same size.",
+                    wrong=True,
+                )
+
+        self._start(call(look), tell)
+
+    def scale_to_image(self) -> None:
+        """Stretch the chosen path over the chosen image."""
+        choice, image = self.choice, self.image
+        if choice is None or image is None:
+            return
+        path = choice.path.laid_on(size_of(image))
+        known = {k: v for k, v in choice.image.items() if k == "name"}
+        name = f"{choice.name} on {image.name}"
+        fitted = Choice(name, path, known, choice.provenance, f"{name} {choice.file}")
+        self._opened = [c for c in self._opened if c.file != fitted.file]
+        self._opened.append(fitted)
+        chosen = str(image.unique_id)
+        self.list_paths()
+        self.form.paths.blockSignals(True)
+        self.form.paths.setCurrentIndex(self.form.paths.findText(name))
+        self.form.paths.blockSignals(False)
+        self.form.images.setCurrentIndex(self.form.images.findData(chosen))
+        self.dock.load()
