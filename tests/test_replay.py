@@ -478,6 +478,15 @@ def test_the_best_look_is_by_the_smallest_cell_then_the_nearest(
         assert path.best_look(tuple(point), plane=1) == expected
 
 
+def test_a_small_cell_sees_better_than_a_near_centre() -> None:
+    # The fovea reaches 4 pixels from its centre along each axis.
+    corners = np.array([[-1, 3], [0, 0], [0, 0]])
+    path = FocusPath(corners, np.zeros(3, "f4"), np.ones(3, int), RetinaGrid(32, 3))
+    point = (19, 19)
+    assert math.dist(point, path.centres[0]) < math.dist(point, path.centres[1])
+    assert path.best_look(point) == 1, "of two that saw it as well, the first"
+
+
 def test_cells_and_centres_lie_on_the_users_image() -> None:
     grid = RetinaGrid(8, 1)
     one = {"entropies": np.zeros(1, np.float32), "steps": np.ones(1, np.int64)}

@@ -74,7 +74,7 @@ def attends(model: Model) -> tuple[Attends, ...]:
     if isinstance(config, RetinaConfig):
         return tuple(Attends(name, note=note) for name, note in _OF_FOCUS.items())
     gammas = {
-        part.label: float(part.gamma)
+        part.label: part.gamma.item()
         for part in model.network.modules()
         if isinstance(part, TopDownBlock) and part.gamma is not None
     }

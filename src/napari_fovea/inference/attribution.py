@@ -103,10 +103,11 @@ def explain(
     .. math:: \sum_c x_c \, \partial T / \partial x_c
 
     Every attention α has the amount :math:`a = \sum \alpha \, \partial T /
-    \partial \alpha`, over all its places and channels: by how much T would rise per
-    unit if all of α were scaled up a little. Its share is :math:`|a|` over the sum of
-    all attentions' :math:`|a|`; the shares sum to 1, unless all amounts are 0. Its
-    map tells where: the same products, summed over channels alone.
+    \partial \alpha`, over all its places and channels: were all of α a little larger,
+    :math:`(1 + \varepsilon) \alpha`, T would rise by about :math:`\varepsilon a`. Its
+    share is :math:`|a|` over the sum of all attentions' :math:`|a|`; the shares sum to
+    1, unless all amounts are 0. Its map tells where: the same products, summed over
+    channels alone.
 
     All this is first order and local: it tells how T answers to small changes of
     this image, not what would happen if something were taken away. It is no cause
@@ -247,7 +248,7 @@ class _Roots(TorchFunctionMode):
 
 
 def _influence(products: dict[str, torch.Tensor]) -> tuple[Influence, ...]:
-    amounts = {name: float(p.double().sum()) for name, p in products.items()}
+    amounts = {name: float(p.sum()) for name, p in products.items()}
     total = math.fsum(abs(a) for a in amounts.values())
     every = [
         Influence(name, amount, abs(amount) / total if total else 0.0)

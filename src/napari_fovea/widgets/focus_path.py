@@ -334,7 +334,7 @@ class FocusPathDock(QWidget):
         if self.layers is None or self.path is None:
             return
         playing = self.player.playing
-        self.layers.show(step, settle=not playing)
+        self.layers.show(step, full=not playing)
         if self._with_map():
             self.maps.ask(step)
         form = self.form
@@ -382,4 +382,4 @@ class FocusPathDock(QWidget):
 
     def _show_map(self, painted: Any, scale: tuple[float, float]) -> None:
         if self.layers is not None:
-            self.layers.show_map(painted, scale, settle=not self.player.playing)
+            self.layers.show_map(painted, scale)

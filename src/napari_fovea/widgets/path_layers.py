@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +24,7 @@ CHUNK = 200
 
 _CHUNKS = 60  # pieces at most; a longer way leaves out places, so they stay few
 _HIDDEN = (0.0, 0.0, 0.0, 0.0)
-_TAIL_EVERY = 2  # frames between updates of the tail
+_TURNS = 4  # frames between updates of the colours, and of the tail
 
 ROLES = ("replayed map", "walked", "tail", "retina")
 """What the layers show, from the lowest to the highest."""
@@ -50,7 +50,7 @@ class PathLayers:
         self.source = source
         self._name = source.name
         self._origin: NDArray[np.float64] = np.zeros(2)
-        self._frames = 0
+        self._turn = 0
 
     def layer(self, role: str) -> Layer | None:
         """Find the layer of a role, if it is there."""
@@ -94,7 +94,7 @@ class PathLayers:
         self.path = path
         self._offset = offset
         self._origin = np.asarray(offset[-2:])
-        self._frames = 0
+        self._turn = 0
         # Of a long way some places are left out, so that it has few pieces.
         self._every = max(1, -(-len(path) // (CHUNK * _CHUNKS)))
         self._way = path.centres[:: self._every]
@@ -171,33 +171,40 @@ class PathLayers:
 
     # -- while it plays ----------------------------------------------------------
 
-    def show(self, step: int, *, settle: bool) -> None:
+    def show(self, step: int, *, full: bool) -> None:
         """Show the retina at a step, and the way up to it.
 
         Parameters
         ----------
         step : int
             Fixation, counted from 0.
-        settle : bool
-            Bring everything up to date; else the tail may lag a frame behind.
+        full : bool
+            Bring everything up to date; else colours and tail take turns and may
+            lag a few frames behind, since each of them costs as much as a frame.
         """
-        self._frames += 1
         retina = self.layer("retina")
         if retina is None:
             return
         corner = self.path.corners[step] * np.asarray(self.path.scale)
-        with self._quietly(retina, "translate", settle=settle):
+        with self._quietly(retina, "translate"):
             # Edges of pixels lie half a pixel before their centres.
             retina.translate = self._origin + corner - 0.5
-            if self.path.pmfs is not None:
-                faces, edges = cell_colours(self.path.pmfs[step].astype(np.float32))
-                retina.face_color = faces
-                retina.edge_color = edges
-        self._reveal(step // (CHUNK * self._every), settle=settle)
-        if settle or self._frames % _TAIL_EVERY == 0:
-            self._draw_tail(step, settle=settle)
+        self._turn = (self._turn + 1) % _TURNS
+        if full or self._turn == 0:
+            self._colour(retina, step)
+        if full or self._turn == _TURNS // 2:
+            self._reveal(step // (CHUNK * self._every))
+            self._draw_tail(step)
 
-    def _reveal(self, pieces: int, *, settle: bool) -> None:
+    def _colour(self, retina: Layer, step: int) -> None:
+        if self.path.pmfs is None:
+            return
+        faces, edges = cell_colours(self.path.pmfs[step].astype(np.float32))
+        with self._quietly(retina, "set_data"):
+            retina.face_color = faces
+            retina.edge_color = edges
+
+    def _reveal(self, pieces: int) -> None:
         """Show the first pieces of the way, and hide the others."""
         layer = self.layer("walked")
         pieces = min(pieces, len(self._time))
@@ -205,11 +212,11 @@ class PathLayers:
             return
         colours = self._time.copy()
         colours[pieces:] = _HIDDEN
-        with self._quietly(layer, settle=settle):
+        with self._quietly(layer, "set_data"):
             layer.edge_color = colours
         self._revealed = pieces
 
-    def _draw_tail(self, step: int, *, settle: bool) -> None:
+    def _draw_tail(self, step: int) -> None:
         layer = self.layer("tail")
         if layer is None:
             return
@@ -218,16 +225,10 @@ class PathLayers:
         points = np.concatenate([points, self.path.centres[step : step + 1]])
         if len(points) < 2:
             points = np.repeat(points, 2, axis=0)
-        with self._quietly(layer, settle=settle):
+        with self._quietly(layer, "set_data"):
             layer.data = [points]
 
-    def show_map(
-        self,
-        painted: NDArray[np.uint8],
-        scale: tuple[float, float],
-        *,
-        settle: bool,
-    ) -> None:
+    def show_map(self, painted: NDArray[np.uint8], scale: tuple[float, float]) -> None:
         """Show the map as it stood.
 
         Parameters
@@ -236,8 +237,6 @@ class PathLayers:
             From `map_colours`.
         scale : tuple of float
             Pixels of the scanned region per pixel of the map.
-        settle : bool
-            Tell all of napari, not the canvas alone.
         """
         layer = self.layer("replayed map")
         if layer is None:
@@ -247,21 +246,21 @@ class PathLayers:
             self.source, self._offset, scale=scale, shift=shift
         )
         layers.move(layer, place)
-        with self._quietly(layer, settle=settle):
+        with self._quietly(layer, "set_data"):
             layer.data = painted
 
     @contextmanager
-    def _quietly(self, layer: Layer, *told: str, settle: bool) -> Iterator[None]:
+    def _quietly(self, layer: Layer, *told: str) -> Iterator[None]:
         """Tell only the canvas of what changes, and the rest of napari nothing.
 
         Extent, thumbnail and every row of the layer list would be made anew in each
         frame otherwise, which takes longer than drawing it.
         """
-        if settle:
-            yield
-            return
-        with self.viewer.layers.events.blocker_all():
+        with ExitStack() as stack:
+            stack.enter_context(self.viewer.layers.events.blocker_all())
+            if hasattr(layer, "block_thumbnail_update"):
+                stack.enter_context(layer.block_thumbnail_update())
             with layer.events.blocker_all():
                 yield
-            for name in (*told, "set_data"):
+            for name in told:
                 getattr(layer.events, name)()
