@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -82,6 +82,17 @@ def progress_bar() -> Progress:
         console=err,
         transient=True,
     )
+
+
+def follow(events: Any, what: str) -> Any:
+    """Run a generator of events to its end under a bar; return its result."""
+    with progress_bar() as progress:
+        bar = progress.add_task(what, total=1.0)
+        try:
+            while True:
+                progress.update(bar, completed=next(events).fraction)
+        except StopIteration as end:
+            return end.value
 
 
 def duration(seconds: float) -> str:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from safetensors import SafetensorError
 
-from napari_fovea.cli.common import PolicyName, app, complain, out, progress_bar
+from napari_fovea.cli.common import PolicyName, app, complain, follow, out
 from napari_fovea.errors import FoveaError, ImageError, ModelError, PathError
 
 if TYPE_CHECKING:
@@ -105,7 +104,7 @@ def focus(
     known = identify(pixels, image.name)
     if loaded is not None:
         events = segment(pixels, loaded, axes=axes, device=device, **settings)
-        recorded = _record(_follow(events, image.name), known)
+        recorded = _record(follow(events, image.name), known)
     else:
         assert path is not None
         recorded = _replayed(path, image.name, planes, known, stretch=stretch)
@@ -116,17 +115,6 @@ def focus(
         count = _write(recorded, file, shown, look)
         fixations = f"{count} fixation{'s' if count != 1 else ''}"
         out.print(f"wrote {escape(str(file))} ({fixations})", highlight=False)
-
-
-def _follow(events: Any, what: str) -> Any:
-    """Run to the end under a bar, and return what comes of it."""
-    with progress_bar() as progress:
-        bar = progress.add_task(what, total=1.0)
-        try:
-            while True:
-                progress.update(bar, completed=next(events).fraction)
-        except StopIteration as end:
-            return end.value
 
 
 def _check_output(file: Path, inputs: list[Path]) -> None:
@@ -255,17 +243,10 @@ def _write(
 
     path, suffix = recorded.path, file.suffix.lower()
     if suffix in SUFFIXES:
-        _follow(animate(image, path, file, **look), file.name)
+        follow(animate(image, path, file, **look), file.name)
         return int((path.planes == look["plane"]).sum())
-    try:
-        if suffix == ".csv":
-            write_table(path, file)
-        else:
-            save_path(recorded, file)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise PathError(
-            f"{file} cannot be written ({reason}): free some space, or choose another "
-            "folder."
-        ) from error
+    if suffix == ".csv":
+        write_table(path, file)
+    else:
+        save_path(recorded, file)
     return len(path)

@@ -173,7 +173,8 @@ class FocusPath:
             return None
         y, x = inside[steps].T
         areas = self.grid.areas[self.grid.cell_index[y, x]]
-        far = ((place - self.corners[steps] - self.grid.d / 2) ** 2).sum(1)
+        away = (place - self.corners[steps] - self.grid.d / 2) * self.scale
+        far = (away**2).sum(1)
         return int(steps[np.lexsort((far, areas))[0]])
 
     def length(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from napari_fovea.retina.path import FocusPath
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -54,7 +55,7 @@ class _Header(BaseModel):
     scale: tuple[float, float]
     shape: tuple[int, int] | None = None
     lead: tuple[int, ...] = ()
-    power: float = Field(0.0, ge=0, le=8)
+    power: float = Field(0.0, ge=0, le=4)
     linear: bool = False
     classes: tuple[str, ...] = ()
     image: dict[str, Any] = {}
@@ -90,6 +91,11 @@ def save_path(recorded: Recorded, file: str | os.PathLike[str]) -> None:
         The path, and what is known of its image and its making.
     file : path-like
         Is replaced when all is well.
+
+    Raises
+    ------
+    PathError
+        If the file cannot be written.
     """
     path = recorded.path
     arrays: dict[str, NDArray[Any]] = {
@@ -110,8 +116,21 @@ def save_path(recorded: Recorded, file: str | os.PathLike[str]) -> None:
         image=dict(recorded.image),
         provenance=dict(recorded.provenance),
     )
-    with replacing(file) as temporary:
+    with _writing(file) as temporary:
         save_file(arrays, temporary, metadata={_KEY: header.model_dump_json()})
+
+
+@contextmanager
+def _writing(file: str | os.PathLike[str]) -> Iterator[Path]:
+    try:
+        with replacing(file) as temporary:
+            yield temporary
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise PathError(
+            f"{file} cannot be written ({reason}): free some space, or choose another "
+            "folder."
+        ) from error
 
 
 def load_path(file: str | os.PathLike[str]) -> Recorded:
@@ -235,6 +254,11 @@ def write_table(path: FocusPath, file: str | os.PathLike[str]) -> None:
         The path.
     file : path-like
         Is replaced when all is well.
+
+    Raises
+    ------
+    PathError
+        If the file cannot be written.
     """
     columns: dict[str, Any] = {
         "fixation": range(len(path)),
@@ -252,7 +276,7 @@ def write_table(path: FocusPath, file: str | os.PathLike[str]) -> None:
         columns["class"] = [names[i] for i in best]
         columns["probability"] = [f"{v:.4f}" for v in fovea.max(1).tolist()]
     with (
-        replacing(file) as temporary,
+        _writing(file) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as stream,
     ):
         writer = csv.writer(stream)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from napari_fovea.retina.path import FocusPath
 
 _BATCH = 2048  # fixations painted at once, which bounds the memory
+_STEEPEST = 12  # power × (r − 1) beyond which sums of votes lose their last bits
 _QUANTUM = 2.0**12  # pmfs are rounded to multiples of its inverse, so sums are exact
 
 
@@ -85,6 +86,15 @@ class Replay:
             raise FoveaError(
                 "This focus path tells where the retina looked, but not what it saw; "
                 "expected the pmfs of its cells: segment the image again."
+            )
+        if most < 1:
+            raise FoveaError(f"A map of {most} pixels shows nothing; give 1 or more.")
+        if path.fusion.power * (path.grid.r - 1) > _STEEPEST:
+            raise FoveaError(
+                f"Cells of this path are weighed by 1/area to the power "
+                f"{path.fusion.power:g}, too steeply to be summed exactly with r = "
+                f"{path.grid.r}; expected at most "
+                f"{_STEEPEST / (path.grid.r - 1):g}: scan with another fusion."
             )
         self.path = path.of_plane(plane)
         self.shrunk = 1

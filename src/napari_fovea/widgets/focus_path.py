@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from napari_fovea.retina import FocusPath
 
-_TELL = 0.15  # seconds between texts while it plays
+_TELL = 0.25  # seconds between texts while it plays
 _LONGEST = 20.0  # seconds that a replay takes at most, unless the user is patient
 
 
@@ -176,8 +176,13 @@ class FocusPathDock(QWidget):
             self.unload()
             form.say("No fixation of this path lies on the plane in view.")
             return
+        try:
+            shape = self.maps.load(path)
+        except FoveaError as error:
+            self.unload()
+            self.complain(error)
+            return
         self.path = path
-        shape = self.maps.load(path)
         self._laying = True
         try:
             shown = PathLayers(self.viewer, image)
@@ -336,7 +341,7 @@ class FocusPathDock(QWidget):
         playing = self.player.playing
         self.layers.show(step, full=not playing)
         if self._with_map():
-            self.maps.ask(step)
+            self.maps.ask(step, hurry=not playing)
         form = self.form
         now = time.perf_counter()
         # Text costs a repaint of the window, and nobody reads it so fast.

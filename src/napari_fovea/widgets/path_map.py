@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from napari_fovea.retina import FocusPath, Replay
 
 _MOST = 2**19  # pixels of the map that is replayed
-_APART = 0.12  # seconds between maps while it plays: drawing one takes a frame or two
+_APART = 0.3  # seconds between maps while it plays: each one takes a frame or two
 
 
 class MapMaker(QObject):
@@ -38,6 +38,7 @@ class MapMaker(QObject):
         self._replay: Replay | None = None
         self._job: Job | None = None
         self._wanted: int | None = None
+        self._hurry = True
         self._last = 0.0
         self._later = QTimer(self)
         self._later.setSingleShot(True)
@@ -70,10 +71,15 @@ class MapMaker(QObject):
         self._later.stop()
         self._wanted = self._replay = None
 
-    def ask(self, step: int) -> None:
-        """Want the map after a step."""
-        self._wanted = step
-        if self._job is None and not self._later.isActive():
+    def ask(self, step: int, *, hurry: bool = True) -> None:
+        """Want the map after a step, at once or as soon as another map is due."""
+        self._wanted, self._hurry = step, hurry
+        if self._job is not None:
+            return
+        if hurry:
+            self._later.stop()
+            self._begin()
+        elif not self._later.isActive():
             wait = self._last + _APART - time.perf_counter()
             self._later.start(max(0, round(1000 * wait)))
 
@@ -84,9 +90,11 @@ class MapMaker(QObject):
         self._wanted = None
 
         def make() -> tuple[Any, int, NDArray[Any], tuple[float, float]]:
+            from napari_fovea.device import leaving_a_core
             from napari_fovea.views.colours import map_colours
 
-            painted = map_colours(replay.at(step).probabilities)
+            with leaving_a_core():
+                painted = map_colours(replay.at(step).probabilities)
             return replay, step, painted, replay.scale
 
         self._job = Job(call(make))
@@ -104,4 +112,4 @@ class MapMaker(QObject):
     def _finished(self) -> None:
         self._job = None
         if self._wanted is not None:
-            self.ask(self._wanted)
+            self.ask(self._wanted, hurry=self._hurry)
