@@ -204,6 +204,10 @@ class AttentionDock(QWidget):
                 wrong=True,
             )
 
+    def offers(self, entry: Entry) -> bool:
+        """Whether the maps of a model are listed."""
+        return self._offered[0] == entry and self._listing is None
+
     def _listed(self) -> None:
         self._listing = None
         self._model_changed()  # another may have been chosen meanwhile
@@ -217,7 +221,7 @@ class AttentionDock(QWidget):
         form.tree.setEnabled(ready)
         form.ask.setEnabled(ready)
         form.measure_button.setEnabled(ready and bool(self.comparison.visible()))
-        if self.image is None:
+        if self.image is None and not form.warns:
             form.say("Open an image to look at.")
 
     def _forget(self, index: int = 0) -> None:
@@ -353,8 +357,7 @@ class AttentionDock(QWidget):
         self.job = None
         self.form.busy(False)
         self.enable()
-        stopped = self.form.status.text().startswith("⚠")
-        if not stopped and any(n not in self.maps for n in self.form.tree.shown):
+        if not self.form.warns and any(n not in self.maps for n in self.form.tree.shown):
             self._tick.start()
 
     def complain(self, error: Exception) -> None:

@@ -226,6 +226,11 @@ class AttentionForm(QWidget):
         """Say something below everything else."""
         self.status.setText(f"⚠ {text}" if wrong else text)
 
+    @property
+    def warns(self) -> bool:
+        """Whether it says that something went wrong."""
+        return self.status.text().startswith("⚠")
+
     def answer(self, headers: list[str], rows: list[Row]) -> None:
         """Show what decided a place."""
         self.answers.clear()
