@@ -8,7 +8,7 @@ SHELL := /bin/bash
 # On a machine without a screen, tests and demo draw on a virtual one.
 VIRTUAL := $(if $(DISPLAY)$(WAYLAND_DISPLAY),,xvfb-run -a -s "-screen 0 1600x1000x24")
 
-.PHONY: setup demo test lint check docs evaluate benchmarks clean
+.PHONY: setup demo test lint check docs screenshots evaluate benchmarks clean
 
 setup: .venv/.ready
 
@@ -39,12 +39,17 @@ lint: setup
 docs: setup
 	$(BIN)/mkdocs build --strict
 
+screenshots: setup
+	$(VIRTUAL) $(BIN)/python tools/screenshots.py
+
 evaluate: setup
 	$(BIN)/python benchmarks/nuclei.py
 
 benchmarks: setup
 	$(BIN)/python benchmarks/scan.py
 	$(VIRTUAL) $(BIN)/python benchmarks/window.py
+	$(VIRTUAL) $(BIN)/python benchmarks/player.py
+	$(BIN)/python benchmarks/attention.py
 
 clean:
 	rm -rf .venv build dist demo site

@@ -24,6 +24,7 @@ _CLASSES = (
     (0.90, 0.30, 0.25),
     (0.70, 0.60, 0.45),
 )
+_SURE_EDGE = (0.45, 0.6, 0.9)  # to be seen on dark ground as well as on bright
 _SURE, _UNSURE = 0.5, 0.35  # opacity of a class, and of doubt, in the map
 _LEVELS = 256
 
@@ -66,9 +67,8 @@ def cell_colours(
     sure = np.where(best == 0, 0.25, 0.65)[:, None]
     colours = class_colours(pmfs.shape[-1])[best]
     faces = np.concatenate([colours, sure * (1 - unsure)], axis=1)
-    white = np.ones((len(best), 3))
-    edges = white * (1 - unsure) + np.array(DOUBT) * unsure
-    return faces, np.concatenate([edges, 0.5 + 0.5 * unsure], axis=1)
+    edges = np.array(_SURE_EDGE) * (1 - unsure) + np.array(DOUBT) * unsure
+    return faces, np.concatenate([edges, 0.6 + 0.4 * unsure], axis=1)
 
 
 def map_colours(probabilities: NDArray[np.floating]) -> NDArray[np.uint8]:

@@ -91,7 +91,7 @@ class AttentionDock(QWidget):
         """Leave the viewer alone: the dock is closed."""
         self._holds = False
         self._tick.stop()
-        self.comparison.stop()
+        self.comparison.leave()
         events = self.viewer.layers.events
         events.inserted.disconnect(self.list_images)
         events.removed.disconnect(self._removed)
@@ -226,7 +226,7 @@ class AttentionDock(QWidget):
 
     def _forget(self, index: int = 0) -> None:
         """Keep no maps: they are of another image, region or model."""
-        self.comparison.stop()
+        self.comparison.leave()
         self.asking.clear()
         if self.shown is not None:
             self.shown.hide_all()
@@ -357,7 +357,8 @@ class AttentionDock(QWidget):
         self.job = None
         self.form.busy(False)
         self.enable()
-        if not self.form.warns and any(n not in self.maps for n in self.form.tree.shown):
+        missing = set(self.form.tree.shown) - self.maps.keys()
+        if missing and not self.form.warns:
             self._tick.start()
 
     def complain(self, error: Exception) -> None:

@@ -235,11 +235,12 @@ class MapLayers:
         layer.data = []
         layers.move(layer, layers.plane_placement(self.source, self.region.offset))
         strength = shares / max(float(shares.max(initial=0.0)), 1e-9)
-        faces = np.tile([1.0, 0.85, 0.1, 0.0], (len(boxes), 1))
-        faces[:, 3] = 0.5 * strength
-        side = min(self._width / 400, float(np.ptp(boxes[:, ::2], axis=1).min()) / 6)
+        colours = np.tile([1.0, 0.85, 0.1, 0.0], (len(boxes), 1))
+        faces, edges = colours.copy(), colours
+        faces[:, 3], edges[:, 3] = 0.3 * strength, 0.3 + 0.7 * strength
+        side = min(self._width / 400, float(np.ptp(boxes[:, ::2], axis=1).min()) / 12)
         layer.add_rectangles(
-            corners, face_color=faces, edge_color="yellow", edge_width=side
+            corners, face_color=faces, edge_color=edges, edge_width=side
         )
         layer.visible = True
         return layer

@@ -38,6 +38,13 @@ class Comparison:
         """Blink no more."""
         self._blink.stop()
 
+    def leave(self) -> None:
+        """Lay the maps above each other again, and look where the user looked."""
+        self.stop()
+        if self.dock.shown is not None:
+            self.dock.shown.together()
+        self._look_back()
+
     def ticked(self, name: str, shown: bool) -> None:
         """Remember in which order maps were ticked."""
         self._order = [n for n in self._order if n != name]
@@ -53,13 +60,11 @@ class Comparison:
 
     def arrange(self) -> None:
         """Lay maps above each other, or the two that were ticked last to compare."""
-        self._blink.stop()
+        self.leave()
         shown = self.dock.shown
         if shown is None:
             return
         how, names = self.dock.form.compare.currentText(), self.visible()
-        shown.together()
-        self._look_back()
         for name in names:
             layer = shown.layer(name)
             if layer is not None:

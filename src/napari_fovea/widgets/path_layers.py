@@ -23,6 +23,7 @@ CHUNK = 200
 """Vertices of one committed piece of the way."""
 
 _CHUNKS = 60  # pieces at most; a longer way leaves out places, so they stay few
+_TAIL = "#ff8c1a"
 _HIDDEN = (0.0, 0.0, 0.0, 0.0)
 _TURNS = 4  # frames between updates of the colours, and of the tail
 
@@ -137,7 +138,7 @@ class PathLayers:
             layer.data = []
             layers.move(layer, layers.plane_placement(self.source, self._offset))
         start = np.repeat(self._way[:1], 2, axis=0)
-        layer.add_paths([start], edge_color="white", edge_width=1.5 * self._line)
+        layer.add_paths([start], edge_color=_TAIL, edge_width=1.5 * self._line)
 
     def _put_grid(self, note: dict[str, Any]) -> None:
         grid = self.path.grid
