@@ -190,3 +190,24 @@ def test_the_demo_writes_its_files(tmp_path: Path) -> None:
     assert shot[..., :3].std() > 20
     told = json.loads((tmp_path / "demo" / "provenance.json").read_text())
     assert told["model"] == "retina-nuclei"
+
+
+def test_attention_maps_are_written(
+    tmp_path: Path, tiny_file: Path, picture: np.ndarray
+) -> None:
+    image, out = tmp_path / "cells.png", tmp_path / "out"
+    imageio.imwrite(image, picture)
+    options = ["--model", tiny_file, "--output", out, "--budget", 30]
+    done = call("segment", image, *options, "--attention", "all")
+    assert done.returncode == 0
+    made = json.loads((out / "cells.json").read_text())
+    assert len(made["attention"]) == 4
+    assert made["attention"]["overlap"] == {"scale": [1, 1], "offset": [0, 0]}
+    level = tifffile.imread(out / "cells_attention_finest-level-seen.tif")
+    unseen = tifffile.imread(out / "cells_attention_never-seen-at-high-resolution.tif")
+    assert level.shape == picture.shape
+    np.testing.assert_array_equal(unseen, level < level.max())
+    wrong = call("segment", image, *options, "--attention", "gaze")
+    assert wrong.returncode == 1
+    assert "no attention map 'gaze'" in wrong.stderr
+    assert "Traceback" not in wrong.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from napari_fovea.inference import Segmentation
+    from napari_fovea.models import Model
 
 
 @app.command()
@@ -77,11 +79,17 @@ def segment(
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Write class probabilities too.")
     ] = False,
+    attention: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Attention map to write, or all. May be given several times."
+        ),
+    ] = None,
 ) -> None:
     """Segment image files.
 
     For x.png, writes x_classes.tif (0 is background), x_instances.tif, x.json
-    and, if asked for, x_probabilities.tif.
+    and, if asked for, x_probabilities.tif and x_attention_NAME.tif.
     """
     from napari_fovea.device import pick
     from napari_fovea.files import read_image
@@ -90,6 +98,7 @@ def segment(
 
     loaded = Model.load(model)
     pick(device)  # an unknown device is no image's fault
+    maps = _maps(loaded, attention or [])
     failed = 0
     stems = _distinct_stems(images)
     with progress_bar() as progress:
@@ -106,9 +115,17 @@ def segment(
                     diameter=diameter,
                     pixel_size=pixel_size,
                     device=device,
+                    attention=maps,
                 )
                 result = _follow(events, progress, bar)
-                _write(result, output, stem, path, probabilities=probabilities)
+                _write(
+                    result,
+                    output,
+                    stem,
+                    path,
+                    probabilities=probabilities,
+                    maps=maps,
+                )
             except Exception as error:  # whatever it is, the rest goes on
                 failed += 1
                 complain("failed", f"{path}: {sentence(error)}")
@@ -119,6 +136,21 @@ def segment(
     out.print(f"{done} of {len(images)} images segmented into {output}")
     if failed:
         raise typer.Exit(1)
+
+
+def _maps(model: Model, names: list[str]) -> tuple[str, ...]:
+    """Check names of attention maps before any image is read."""
+    from napari_fovea.inference import attends
+    from napari_fovea.inference.attention import wanted
+
+    if "all" in names:
+        names = [a.name for a in attends(model)]
+    return tuple(w.name for w in wanted(model, names))
+
+
+def _slug(name: str) -> str:
+    """Make of a map's name a part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
 
 
 def _follow(events: Any, progress: Progress, bar: Any) -> Segmentation:
@@ -152,6 +184,7 @@ def _write(
     source: Path,
     *,
     probabilities: bool,
+    maps: tuple[str, ...],
 ) -> None:
     import tifffile
 
@@ -163,6 +196,11 @@ def _write(
     }
     if probabilities:
         arrays["probabilities"] = result.probabilities
+    laid = {}
+    for one in result.attention:
+        if one.name in maps:
+            arrays[f"attention_{_slug(one.name)}"] = one.array
+            laid[one.name] = {"scale": one.scale, "offset": one.offset}
     for name, array in arrays.items():
         with replacing(folder / f"{stem}_{name}.tif") as temporary:
             # Three planes are a stack, not red, green and blue.
@@ -171,5 +209,7 @@ def _write(
             )
     made = {"file": str(source), **result.provenance}
     made["objects"] = int(result.instances.max())
+    if laid:
+        made["attention"] = laid
     with replacing(folder / f"{stem}.json") as temporary:
         temporary.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from qtpy.QtCore import QEvent, QTimer
 from qtpy.QtWidgets import QVBoxLayout, QWidget
 
@@ -12,16 +11,15 @@ from napari_fovea.errors import FoveaError
 from napari_fovea.widgets import layers
 from napari_fovea.widgets.asking import Asking
 from napari_fovea.widgets.attention_form import AttentionForm
-from napari_fovea.widgets.attention_layers import MapLayers, spread
+from napari_fovea.widgets.attention_layers import MapLayers
 from napari_fovea.widgets.comparing import Comparison
 from napari_fovea.widgets.job import Job, call
+from napari_fovea.widgets.looking import Looking
 from napari_fovea.widgets.measuring import measure
 from napari_fovea.widgets.path_choice import images
 from napari_fovea.widgets.session import Session, session
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from napari.layers import Image
 
     from napari_fovea.inference import Attends, AttentionMap
@@ -47,7 +45,6 @@ class AttentionDock(QWidget):
         self.viewer = napari_viewer
         self.session = shared or session()
         self.form = AttentionForm(self.session)
-        self.job: Job | None = None
         self.shown: MapLayers | None = None
         self.maps: dict[str, AttentionMap] = {}
         self.path: FocusPath | None = None
@@ -57,7 +54,8 @@ class AttentionDock(QWidget):
         self._tick = QTimer(self)
         self._tick.setSingleShot(True)
         self._tick.setInterval(_PATIENCE)
-        self._tick.timeout.connect(self.look)
+        self._tick.timeout.connect(lambda: self.looking.look())
+        self.looking: Looking = Looking(self)
         self.comparison = Comparison(self)
         self.asking = Asking(self)
         layout = QVBoxLayout(self)
@@ -66,14 +64,18 @@ class AttentionDock(QWidget):
         form = self.form
         form.tree.ticked.connect(self._ticked)
         form.look_button.clicked.connect(self.look_again)
-        form.cancel_button.clicked.connect(self.cancel)
         form.measure_button.clicked.connect(self.measure)
         form.images.currentIndexChanged.connect(self._image_chosen)
-        form.region.currentIndexChanged.connect(self._forget)
+        form.region.currentIndexChanged.connect(self.forget)
         self._take_hold()
         self.list_images()
         self._follow_selection()
         self._model_changed()
+
+    @property
+    def job(self) -> Job | None:
+        """The run that is going on."""
+        return self.looking.job
 
     def _take_hold(self) -> None:
         """Follow what happens in the viewer and in other docks."""
@@ -159,14 +161,13 @@ class AttentionDock(QWidget):
             box.clear()
             box.addItems(options)
             box.blockSignals(False)
-        self._forget()
+        self.forget()
 
     def _removed(self, event: Any = None) -> None:
         if self.shown is not None and self.shown.source not in self.viewer.layers:
             gone = self.shown.source.name
-            if self.job is not None:
-                self.job.cancel()
-            self._forget()
+            self.looking.cancel()
+            self.forget()
             self.list_images()
             self.form.say(f"The image {gone!r} was removed.", wrong=True)
             return
@@ -192,7 +193,7 @@ class AttentionDock(QWidget):
 
     def _offer(self, found: tuple[Entry, tuple[Attends, ...]]) -> None:
         self._offered = found
-        self._forget()
+        self.forget()
         entry, maps = found
         self.form.tree.offer(maps, ())
         if maps:
@@ -224,15 +225,14 @@ class AttentionDock(QWidget):
         if self.image is None and not form.warns:
             form.say("Open an image to look at.")
 
-    def _forget(self, index: int = 0) -> None:
+    def forget(self, index: int = 0) -> None:
         """Keep no maps: they are of another image, region or model."""
         self.comparison.leave()
         self.asking.clear()
         if self.shown is not None:
             self.shown.hide_all()
         self.maps, self.path, self.shown = {}, None, None
-        if self.form.tree.shown and self.image is not None:
-            self._tick.start()
+        self.look_for_missing()
 
     def _plane_changed(self, event: Any = None) -> None:
         """Look at the plane that has come into view."""
@@ -240,15 +240,16 @@ class AttentionDock(QWidget):
         if image is None or image.ndim < 3 or self.shown is None:
             return
         try:
-            region = self._region(image)
+            region = self.region(image)
         except FoveaError:
             return
         if region.offset != self.shown.region.offset:
-            self._forget()
+            self.forget()
 
     # -- looking -----------------------------------------------------------------------
 
-    def _region(self, image: Image) -> layers.Region:
+    def region(self, image: Image) -> layers.Region:
+        """Take the plane, or what is in view of it."""
         return layers.region_of(image, self.viewer.dims, self.form.region.currentText())
 
     def _ticked(self, name: str, shown: bool) -> None:
@@ -258,7 +259,7 @@ class AttentionDock(QWidget):
                 self.shown.hide(name)
             self.comparison.arrange()
         elif name in self.maps:
-            self._show(name)
+            self.show_map(name)
             self.comparison.arrange()
         else:
             self._tick.start()
@@ -266,99 +267,14 @@ class AttentionDock(QWidget):
 
     def look_again(self) -> None:
         """Run the model, also where its maps are known."""
-        self._forget()
-        self.look()
-
-    def look(self) -> None:
-        """Run the model and keep the ticked maps that are not there yet."""
-        image, entry = self.image, self.session.chosen
-        if self.job is not None or image is None or entry is None:
-            return
-        if entry != self._offered[0]:
-            return  # its maps are being listed
-        names = [n for n in self.form.tree.shown if n not in self.maps]
+        self.forget()
         self._tick.stop()
-        if not names:
-            self.enable()
-            return
-        try:
-            region = self._region(image)
-        except FoveaError as error:
-            self.complain(error)
-            return
-        if self.shown is None or self.shown.region.offset != region.offset:
-            self.shown = MapLayers(self.viewer, image, region)
-        shared, shown = self.session, self.shown
-        array, rgb = self.shown.region.array, region.rgb
-        size = layers.pixel_size(image)
+        self.looking.look()
 
-        def make(cancelled: Any) -> Generator[Any, None, Any]:
-            from napari_fovea.device import leaving_a_core
-            from napari_fovea.inference import segment
-
-            with leaving_a_core():
-                result = yield from segment(
-                    np.asarray(array),
-                    shared.load(entry),
-                    rgb=rgb,
-                    attention=names,
-                    pixel_size=size,
-                    device=shared.device,
-                    cancelled=cancelled,
-                )
-            kept = {a.name: a for a in result.attention if a.name in names}
-            return shown, kept, result.path, result.provenance
-
-        self.form.busy(True)
-        self.form.progress.setValue(0)
-        self.form.say("Looking…")
-        self.job = Job(make)
-        self.job.yielded.connect(
-            lambda event: self.form.progress.setValue(round(1000 * event.fraction))
-        )
-        self.job.returned.connect(self._looked)
-        self.job.errored.connect(self.complain)
-        self.job.finished.connect(self._finished)
-        self.enable()
-        self.job.start()
-
-    def cancel(self) -> None:
-        """Stop the run that is going on, and keep nothing of it."""
-        if self.job is not None:
-            self.job.cancel()
-            self.form.say("Stopping…")
-
-    def _looked(self, found: Any) -> None:
-        shown, kept, path, made = found
-        if shown is not self.shown:
-            return  # of an image, a plane or a model that is no longer looked at
-        if made["cancelled"]:
-            self.form.say("Stopped; no map was kept.")
-            for name in kept:
-                self.form.tree.tick(name, False)
-            return
-        self.maps |= kept
-        self.path = path if path is not None else self.path
-        flat = []
-        for name, attention in kept.items():
-            low, high = spread(np.asarray(attention.array))
-            self.form.tree.tell(name, low, high)
-            if high - low < 1e-3:
-                flat.append(name)
-            if name in self.form.tree.shown:
-                self._show(name)
-        self.comparison.arrange()
-        told = f"Looked in {made['seconds']:.1f} s on {made['device']}."
-        if flat:
-            told += f" {flat[0]} is the same everywhere: it selects nothing here."
-        self.form.say(told)
-
-    def _finished(self) -> None:
-        self.job = None
-        self.form.busy(False)
-        self.enable()
+    def look_for_missing(self) -> None:
+        """Run the model soon if a ticked map is not there."""
         missing = set(self.form.tree.shown) - self.maps.keys()
-        if missing and not self.form.warns:
+        if missing and self.image is not None and not self.form.warns:
             self._tick.start()
 
     def complain(self, error: Exception) -> None:
@@ -368,7 +284,8 @@ class AttentionDock(QWidget):
 
     # -- showing -----------------------------------------------------------------------
 
-    def _show(self, name: str) -> None:
+    def show_map(self, name: str) -> None:
+        """Show a map that is there."""
         if self.shown is not None:
             opacity = self.form.opacity.value() / 100
             self.shown.show(self.maps[name], opacity=opacity)
@@ -397,7 +314,7 @@ class AttentionDock(QWidget):
             return None
         if self.shown is None:
             try:
-                self.shown = MapLayers(self.viewer, image, self._region(image))
+                self.shown = MapLayers(self.viewer, image, self.region(image))
             except FoveaError as error:
                 self.complain(error)
         return self.shown

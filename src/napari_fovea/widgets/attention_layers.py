@@ -72,6 +72,12 @@ class MapLayers:
         self._name = source.name
         self._maps: dict[str, AttentionMap] = {}
 
+    def is_of(self, region: Region) -> bool:
+        """Whether the maps are of this part of the image."""
+        mine = self.region
+        same = np.shape(mine.array) == np.shape(region.array)
+        return same and mine.offset == region.offset
+
     def layer(self, name: str) -> Layer | None:
         """Find the layer of a map, if it is there."""
         return layers.find(self.viewer.layers, self._name, _PREFIX + name, ndim=2)
