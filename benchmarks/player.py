@@ -149,11 +149,14 @@ def main() -> None:
     holder.metadata = {
         layers.KEY: {"source": source.name, "path": path, "region_offset": [0.0, 0.0]}
     }
-    pump(10, lambda: dock.maps.step == 0 and dock.maps.idle)
+    pump(10, lambda: dock.maps.step == len(path) - 1 and dock.maps.idle)
     started = time.perf_counter() - begun
     rate, longest = played(dock, given.speed, given.seconds)
     scrubs = scrubbed(dock)
     after = resident()
+    played(dock, given.speed, given.seconds)
+    scrubbed(dock)
+    again = resident()
     dock.unload()
     simple = naive(viewer, path)
     tell(
@@ -170,6 +173,7 @@ def main() -> None:
             "start_s": round(started, 3),
             "scrub_ms": scrubs,
             "memory_mib": round(after - before, 1),
+            "memory_again_mib": round(again - before, 1),
         },
     )
     viewer.close()

@@ -152,7 +152,7 @@ class FocusPathDock(QWidget):
     # -- loading ---------------------------------------------------------------------
 
     def load(self) -> None:
-        """Lay the chosen path on the chosen image, and stand at its beginning."""
+        """Lay the chosen path on the chosen image, and stand at its end."""
         choice, image = self.shelf.choice, self.shelf.image
         self.unload()
         if choice is None:
@@ -210,7 +210,8 @@ class FocusPathDock(QWidget):
         form.fit_button.hide()
         form.enable(True)
         form.say(self._about(choice, path))
-        self.player.go(0)
+        # All of it, as the result shows it; playing begins at the first fixation.
+        self.player.go(len(path) - 1)
 
     def _hide_whole(self, choice: Choice) -> None:
         """Hide the result that shows the whole way at once."""

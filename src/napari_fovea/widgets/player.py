@@ -52,7 +52,7 @@ class Player(QObject):
         self._begin_here()
 
     def load(self, count: int) -> None:
-        """Have a path of so many steps, and stand at its first."""
+        """Have a path of so many steps to walk."""
         self.pause()
         self.count = count
         self.step = 0
