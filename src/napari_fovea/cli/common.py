@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -47,6 +47,23 @@ class LabelKind(StrEnum):
 
     instances = "instances"
     classes = "classes"
+
+
+# Options that several commands have.
+Policy = Annotated[
+    PolicyName | None, typer.Option(help="How to scan; by default the model's.")
+]
+Budget = Annotated[int | None, typer.Option(min=1, help="Most fixations per plane.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps, …")]
+Diameter = Annotated[
+    float | None, typer.Option(help="Typical diameter of the objects in pixels.")
+]
+PixelSize = Annotated[
+    float | None, typer.Option(help="Size of the pixels in micrometres.")
+]
+Axes = Annotated[
+    str | None, typer.Option(help="Axes of an image, such as ZYX; guessed.")
+]
 
 
 def complain(what: str, sentence: str) -> None:

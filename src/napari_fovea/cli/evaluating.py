@@ -11,8 +11,11 @@ import typer
 from rich.table import Table
 
 from napari_fovea.cli.common import (
+    Budget,
+    Device,
+    Diameter,
     LabelKind,
-    PolicyName,
+    Policy,
     app,
     duration,
     epoch_line,
@@ -44,16 +47,10 @@ def evaluate(
         Path | None,
         typer.Option(help="CSV file with columns id (stem) and kind of image."),
     ] = None,
-    policy: Annotated[
-        PolicyName | None, typer.Option(help="How to scan; by default the model's.")
-    ] = None,
-    budget: Annotated[
-        int | None, typer.Option(min=1, help="Most fixations per plane.")
-    ] = None,
-    diameter: Annotated[
-        float | None, typer.Option(help="Typical diameter of the objects in pixels.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, …")] = "auto",
+    policy: Policy = None,
+    budget: Budget = None,
+    diameter: Diameter = None,
+    device: Device = "auto",
 ) -> None:
     """Segment labelled images and tell how well they agree.
 
@@ -143,11 +140,9 @@ def crossval(
     views: Annotated[
         int | None, typer.Option(min=1, help="Crops shown per epoch.")
     ] = None,
-    policy: Annotated[
-        PolicyName | None, typer.Option(help="How to scan; by default the model's.")
-    ] = None,
+    policy: Policy = None,
     seed: Annotated[int, typer.Option()] = 0,
-    device: Annotated[str, typer.Option()] = "auto",
+    device: Device = "auto",
     precision: Annotated[
         str, typer.Option(help="float32, bfloat16 or float16.")
     ] = "float32",

@@ -12,6 +12,7 @@ import numpy as np
 import typer
 
 from napari_fovea.cli.common import (
+    Device,
     LabelKind,
     app,
     check_output,
@@ -67,7 +68,7 @@ def finetune(
         bool, typer.Option("--anyway", help="Write it even if it is no better.")
     ] = False,
     seed: Annotated[int, typer.Option()] = 0,
-    device: Annotated[str, typer.Option()] = "auto",
+    device: Device = "auto",
     precision: Annotated[
         str, typer.Option(help="float32, bfloat16 or float16.")
     ] = "float32",

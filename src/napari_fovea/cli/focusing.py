@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from napari_fovea.cli.common import PolicyName, app, complain, follow, out
+from napari_fovea.cli.common import (
+    Axes,
+    Budget,
+    Device,
+    Diameter,
+    PixelSize,
+    Policy,
+    app,
+    complain,
+    follow,
+    out,
+)
 from napari_fovea.errors import FoveaError, ImageError, ModelError, PathError
 
 if TYPE_CHECKING:
@@ -47,22 +58,12 @@ def focus(
         bool,
         typer.Option("--stretch", help="Lay the saved path on an image of any size."),
     ] = False,
-    policy: Annotated[
-        PolicyName | None, typer.Option(help="How to scan; by default the model's.")
-    ] = None,
-    budget: Annotated[
-        int | None, typer.Option(min=1, help="Most fixations per plane.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, …")] = "auto",
-    diameter: Annotated[
-        float | None, typer.Option(help="Typical diameter of the objects in pixels.")
-    ] = None,
-    pixel_size: Annotated[
-        float | None, typer.Option(help="Size of the pixels in micrometres.")
-    ] = None,
-    axes: Annotated[
-        str | None, typer.Option(help="Axes of the image, such as ZYX; guessed.")
-    ] = None,
+    policy: Policy = None,
+    budget: Budget = None,
+    device: Device = "auto",
+    diameter: Diameter = None,
+    pixel_size: PixelSize = None,
+    axes: Axes = None,
     plane: Annotated[
         int, typer.Option(min=0, help="Plane of a stack to show, counted from 0.")
     ] = 0,

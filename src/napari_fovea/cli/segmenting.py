@@ -11,7 +11,12 @@ import typer
 from rich.table import Table
 
 from napari_fovea.cli.common import (
-    PolicyName,
+    Axes,
+    Budget,
+    Device,
+    Diameter,
+    PixelSize,
+    Policy,
     app,
     complain,
     out,
@@ -60,22 +65,12 @@ def segment(
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     model: Annotated[str, typer.Option(help="Name of a model, or its file.")],
     output: Annotated[Path, typer.Option(help="Folder for the results.")],
-    policy: Annotated[
-        PolicyName | None, typer.Option(help="How to scan; by default the model's.")
-    ] = None,
-    budget: Annotated[
-        int | None, typer.Option(min=1, help="Most fixations per plane.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, …")] = "auto",
-    diameter: Annotated[
-        float | None, typer.Option(help="Typical diameter of the objects in pixels.")
-    ] = None,
-    pixel_size: Annotated[
-        float | None, typer.Option(help="Size of the pixels in micrometres.")
-    ] = None,
-    axes: Annotated[
-        str | None, typer.Option(help="Axes of the images, such as ZYX; guessed.")
-    ] = None,
+    policy: Policy = None,
+    budget: Budget = None,
+    device: Device = "auto",
+    diameter: Diameter = None,
+    pixel_size: PixelSize = None,
+    axes: Axes = None,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Write class probabilities too.")
     ] = False,

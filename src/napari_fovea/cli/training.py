@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from napari_fovea.cli.common import (
+    Device,
     LabelKind,
     app,
     check_output,
@@ -101,7 +102,7 @@ def train(
         str | None, typer.Option(help="Start from this model's weights.")
     ] = None,
     seed: Annotated[int, typer.Option()] = 0,
-    device: Annotated[str, typer.Option()] = "auto",
+    device: Device = "auto",
     precision: Annotated[
         str, typer.Option(help="float32, bfloat16 or float16.")
     ] = "float32",
