@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import QEvent, QTimer
-from qtpy.QtWidgets import QVBoxLayout, QWidget
+from qtpy.QtCore import QTimer
+from qtpy.QtWidgets import QVBoxLayout
 
 from napari_fovea.errors import FoveaError
 from napari_fovea.widgets import layers
@@ -13,6 +13,7 @@ from napari_fovea.widgets.asking import Asking
 from napari_fovea.widgets.attention_form import AttentionForm
 from napari_fovea.widgets.attention_layers import MapLayers
 from napari_fovea.widgets.comparing import Comparison
+from napari_fovea.widgets.dock import Dock
 from napari_fovea.widgets.job import Job, call
 from napari_fovea.widgets.looking import Looking
 from napari_fovea.widgets.measuring import measure
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _PATIENCE = 400  # ms between a tick and the run that it starts
 
 
-class AttentionDock(QWidget):
+class AttentionDock(Dock):
     """Show where a network attends.
 
     Parameters
@@ -50,7 +51,6 @@ class AttentionDock(QWidget):
         self.path: FocusPath | None = None
         self._offered: tuple[Entry | None, tuple[Attends, ...]] = (None, ())
         self._listing: Job | None = None
-        self._holds = False
         self._tick = QTimer(self)
         self._tick.setSingleShot(True)
         self._tick.setInterval(_PATIENCE)
@@ -67,19 +67,15 @@ class AttentionDock(QWidget):
         form.measure_button.clicked.connect(self.measure)
         form.images.currentIndexChanged.connect(self._image_chosen)
         form.region.currentIndexChanged.connect(self.forget)
-        self._take_hold()
-        self.list_images()
-        self._follow_selection()
-        self._model_changed()
+        self.open()
 
     @property
     def job(self) -> Job | None:
         """The run that is going on."""
         return self.looking.job
 
-    def _take_hold(self) -> None:
+    def take_hold(self) -> None:
         """Follow what happens in the viewer and in other docks."""
-        self._holds = True
         events = self.viewer.layers.events
         events.inserted.connect(self.list_images)
         events.removed.connect(self._removed)
@@ -89,9 +85,8 @@ class AttentionDock(QWidget):
         self.session.changed.connect(self._model_changed)
         self.asking.take_hold()
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
         """Leave the viewer alone: the dock is closed."""
-        self._holds = False
         self._tick.stop()
         self.comparison.leave()
         events = self.viewer.layers.events
@@ -106,21 +101,16 @@ class AttentionDock(QWidget):
             if job is not None:
                 job.quit()
 
-    def changeEvent(self, event: Any) -> None:
-        """Let go of everything when napari takes the dock away."""
-        super().changeEvent(event)
-        if event.type() == QEvent.Type.ParentChange:
-            if self.parent() is None and self._holds:
-                self._let_go()
-            elif self.parent() is not None and not self._holds:
-                self._take_hold()
-                self.list_images()
-                self._model_changed()
+    def refresh(self) -> None:
+        """List images and maps."""
+        self.list_images()
+        self._follow_selection()
+        self._model_changed()
 
     # -- what can be looked at ---------------------------------------------------------
 
-    def reset_choices(self, event: Any = None) -> None:
-        """List the images anew; napari calls this when layers change."""
+    def list_choices(self) -> None:
+        """List the user's image layers."""
         self.list_images()
 
     def list_images(self, event: Any = None) -> None:

@@ -10,11 +10,12 @@ from weakref import ref
 import numpy as np
 from qtpy.compat import isalive
 from qtpy.QtCore import QEvent, QTimer
-from qtpy.QtWidgets import QVBoxLayout, QWidget
+from qtpy.QtWidgets import QVBoxLayout
 
 from napari_fovea.errors import FoveaError
 from napari_fovea.widgets import layers
 from napari_fovea.widgets.choice import Choice
+from napari_fovea.widgets.dock import Dock
 from napari_fovea.widgets.fine_tune_form import FineTuneForm, Said
 from napari_fovea.widgets.job import Job
 from napari_fovea.widgets.learning import Shown, View, learn, told
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 _LIFT = 120  # ms after the brush lifts: strokes often come in pairs
 
 
-class FineTuneDock(QWidget):
+class FineTuneDock(Dock):
     """Fine-tune the chosen model on what is painted.
 
     Parameters
@@ -73,24 +74,21 @@ class FineTuneDock(QWidget):
         self._lift.setInterval(_LIFT)
         self._lift.timeout.connect(self._learn_live)
         self._connect()
-        self._take_hold()
+        self.open()
         self.destroyed.connect(partial(_abandon, ref(self)))
-        self.choice.list_layers()
-        self._model_changed()
 
     def _connect(self) -> None:
         form = self.form
         form.train_button.clicked.connect(self.train)
         form.cancel_button.clicked.connect(self.cancel)
 
-    def _take_hold(self) -> None:
+    def take_hold(self) -> None:
         """Follow what happens in the viewer and in other docks."""
-        self._holds = True
         self.choice.take_hold()
         self.next_place.take_hold()
         self.session.changed.connect(self._model_changed)
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
         """Leave the viewer alone: the dock is closed."""
         self._lift.stop()
         self.projects.keeper.close()
@@ -98,7 +96,7 @@ class FineTuneDock(QWidget):
 
     def _disconnect(self) -> None:
         """Follow nothing any more; the window may be gone already."""
-        self._holds = self._again = False
+        self.holds = self._again = False
         self.choice.let_go()
         self.next_place.let_go()
         self.session.changed.disconnect(self._model_changed)
@@ -107,10 +105,14 @@ class FineTuneDock(QWidget):
 
     # -- what is learned from ----------------------------------------------------
 
-    def reset_choices(self, event: Any = None) -> None:
-        """List the layers anew; napari calls this when layers change."""
-        if self._holds:  # napari calls it for docks that were closed too
-            self.choice.list_layers()
+    def refresh(self) -> None:
+        """List layers and models."""
+        self.choice.list_layers()
+        self._model_changed()
+
+    def list_choices(self) -> None:
+        """List the layers anew."""
+        self.choice.list_layers()
 
     def layers_changed(self, lost: list[Pair]) -> None:
         """Look for work that belongs to new layers, and tell of those that are gone."""
@@ -394,15 +396,8 @@ class FineTuneDock(QWidget):
         job.start()
 
     def changeEvent(self, event: Any) -> None:
-        """Let go of everything when napari takes the dock away."""
+        """Let the curve match the theme."""
         super().changeEvent(event)
-        if event.type() == QEvent.Type.ParentChange:
-            if self.parent() is None and self._holds:
-                self._let_go()
-            elif self.parent() is not None and not self._holds:
-                self._take_hold()
-                self.choice.list_layers()
-                self._model_changed()
         if event.type() in (QEvent.Type.PaletteChange, QEvent.Type.StyleChange):
             self.form.curve.match()
 
@@ -410,6 +405,6 @@ class FineTuneDock(QWidget):
 def _abandon(dock: ref[FineTuneDock], *_: Any) -> None:
     """Let go of everything when the window is closed with the dock in it."""
     there = dock()
-    if there is not None and there._holds:
+    if there is not None and there.holds:
         there.projects.keeper.abandon()
         there._disconnect()

@@ -7,11 +7,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from qtpy.QtCore import QEvent
-from qtpy.QtWidgets import QVBoxLayout, QWidget
+from qtpy.QtWidgets import QVBoxLayout
 
 from napari_fovea.errors import FoveaError
 from napari_fovea.widgets import layers
+from napari_fovea.widgets.dock import Dock
 from napari_fovea.widgets.focus_path_form import FocusPathForm
 from napari_fovea.widgets.path_choice import (
     Choice,
@@ -36,7 +36,7 @@ _TELL = 0.25  # seconds between texts while it plays
 _LONGEST = 20.0  # seconds that a replay takes at most, unless the user is patient
 
 
-class FocusPathDock(QWidget):
+class FocusPathDock(Dock):
     """Replay a focus path on its image.
 
     Parameters
@@ -58,7 +58,6 @@ class FocusPathDock(QWidget):
         self.path: FocusPath | None = None
         self.plane: int | None = None
         self._doubts: list[int] = []
-        self._holds = False
         self._laying = False
         self._told = 0.0
         self.shelf = PathShelf(self)
@@ -68,8 +67,7 @@ class FocusPathDock(QWidget):
         layout.addWidget(self.form)
         self.setMinimumWidth(300)
         self._connect()
-        self._take_hold()
-        self.shelf.list_paths()
+        self.open()
 
     def _connect(self) -> None:
         form, player = self.form, self.player
@@ -86,9 +84,8 @@ class FocusPathDock(QWidget):
         self.maps.made.connect(self._show_map)
         form.steps_per_second = player.speed
 
-    def _take_hold(self) -> None:
+    def take_hold(self) -> None:
         """Follow what happens in the viewer."""
-        self._holds = True
         events = self.viewer.layers.events
         events.inserted.connect(self._inserted)
         events.removed.connect(self._removed)
@@ -99,9 +96,8 @@ class FocusPathDock(QWidget):
         for layer in self.viewer.layers:
             self._listen(layer)
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
         """Leave the viewer alone: the dock is closed."""
-        self._holds = False
         self.player.pause()
         self.maps.stop()
         self.saving.stop()
@@ -116,20 +112,14 @@ class FocusPathDock(QWidget):
         self.session.pointed.disconnect(self._pointed)
         self.shelf.stop()
 
-    def changeEvent(self, event: Any) -> None:
-        """Let go of everything when napari takes the dock away."""
-        super().changeEvent(event)
-        if event.type() == QEvent.Type.ParentChange:
-            if self.parent() is None and self._holds:
-                self._let_go()
-            elif self.parent() is not None and not self._holds:
-                self._take_hold()
-                self.shelf.list_paths()
+    def refresh(self) -> None:
+        """List paths and images."""
+        self.shelf.list_paths()
 
     # -- what can be replayed --------------------------------------------------------
 
-    def reset_choices(self, event: Any = None) -> None:
-        """List paths and images anew; napari calls this when layers change."""
+    def list_choices(self) -> None:
+        """List paths and images anew."""
         self._list()
 
     def _listen(self, layer: Any) -> None:

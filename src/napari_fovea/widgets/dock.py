@@ -1,0 +1,52 @@
+"""What docks share that follow the viewer: they let go of it when they are closed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qtpy.QtCore import QEvent
+from qtpy.QtWidgets import QWidget
+
+
+class Dock(QWidget):
+    """A dock that follows the viewer while it is open, and only then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.holds = False
+        """Whether it follows the viewer."""
+
+    def open(self) -> None:
+        """Begin to follow the viewer; called at the end of the construction too."""
+        if not self.holds:
+            self.holds = True
+            self.take_hold()
+            self.refresh()
+
+    def take_hold(self) -> None:
+        """Connect to what happens in the viewer and in other docks."""
+
+    def let_go(self) -> None:
+        """Disconnect, and stop what is going on."""
+
+    def refresh(self) -> None:
+        """Look at what there is now."""
+
+    def reset_choices(self, event: Any = None) -> None:
+        """List layers anew; napari calls this when they change."""
+        if self.holds:  # napari calls it for docks that were closed too
+            self.list_choices()
+
+    def list_choices(self) -> None:
+        """List the layers that can be chosen."""
+
+    def changeEvent(self, event: Any) -> None:
+        """Let go of everything when napari takes the dock away."""
+        super().changeEvent(event)
+        if event.type() != QEvent.Type.ParentChange:
+            return
+        if self.parent() is not None:
+            self.open()
+        elif self.holds:
+            self.holds = False
+            self.let_go()
