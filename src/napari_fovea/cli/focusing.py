@@ -67,12 +67,14 @@ def focus(
     plane: Annotated[
         int, typer.Option(min=0, help="Plane of a stack to show, counted from 0.")
     ] = 0,
-    fps: Annotated[float, typer.Option(min=1, max=120, help="Frames per second.")] = 20,
+    fps: Annotated[float, typer.Option(min=1, max=60, help="Frames per second.")] = 20,
     seconds: Annotated[
-        float, typer.Option(min=0.1, help="Length of the animation at most.")
+        float,
+        typer.Option(min=0.1, max=3600, help="Length of the animation at most."),
     ] = 10,
     side: Annotated[
-        int, typer.Option(min=16, help="Longest side of the frames in pixels.")
+        int,
+        typer.Option(min=16, max=4096, help="Longest side of the frames in pixels."),
     ] = 512,
 ) -> None:
     """Show where a retina model looked, as an animation, a table or a file.

@@ -138,9 +138,10 @@ def _maps(model: Model, names: list[str]) -> tuple[str, ...]:
     from napari_fovea.inference import attends
     from napari_fovea.inference.attention import wanted
 
-    if "all" in names:
-        names = [a.name for a in attends(model)]
-    return tuple(w.name for w in wanted(model, names))
+    # Where there are none, the word itself is refused as any other.
+    known = [a.name for a in attends(model)] or ["all"]
+    meant = [m for name in names for m in (known if name == "all" else [name])]
+    return tuple(w.name for w in wanted(model, meant))
 
 
 def _slug(name: str) -> str:

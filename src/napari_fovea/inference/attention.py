@@ -118,10 +118,10 @@ def wanted(model: Model, names: Iterable[str]) -> tuple[Wanted, ...]:
     """
     there = {a.name: a for a in attends(model)}
     asked = []
-    for name in dict.fromkeys(names):
+    for name in dict.fromkeys([names] if isinstance(names, str) else names):
         of, channel = name, None
         found = _CHANNEL.fullmatch(name)
-        if name not in there and found is not None:
+        if name not in there and found is not None and found["name"] not in _OF_FOCUS:
             of, channel = found["name"], int(found["channel"])
         if not there:
             raise AttentionError(

@@ -104,8 +104,8 @@ def segment(
     batch_size : int, optional
         Most subareas (32 by default) or tiles (1) looked at together.
     attention : iterable of str
-        Names of attention maps to keep, of `attends`; ``"name [3]"`` is a channel.
-        None are kept by default, and memory is taken for those asked for alone.
+        Names of attention maps to keep, of `attends`, or one name; ``"name [3]"`` is
+        a channel. None are kept by default, and memory is taken for those alone.
     preview_every : float, optional
         Seconds between previews; by default there are none.
     blank : bool

@@ -115,6 +115,22 @@ class FocusPath:
         boxes = self.grid.cells + np.array([top, left, top, left])
         return np.asarray(boxes * np.asarray(self.scale * 2) - 0.5)
 
+    def fovea(self, step: int) -> NDArray[np.float32]:
+        """Mean class pmf (K,) of the smallest cells of one fixation.
+
+        Raises
+        ------
+        FoveaError
+            If the path does not tell what was seen.
+        """
+        if self.pmfs is None:
+            raise FoveaError(
+                "This focus path does not tell what the retina saw; expected the pmfs "
+                "of its cells: segment the image again."
+            )
+        # The sixteen smallest cells come last.
+        return np.asarray(self.pmfs[step, -16:].astype(np.float32).mean(0))
+
     def of_plane(self, plane: int) -> FocusPath:
         """Return the fixations of one plane of a stack, as the path of an image."""
         mine = self.planes == plane

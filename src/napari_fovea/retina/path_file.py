@@ -44,6 +44,19 @@ _TYPES = {
 }
 
 
+class _Image(BaseModel):
+    """What is known of the image that was scanned."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+    name: str | None = None
+    shape: tuple[int, ...] | None = None
+    dtype: str | None = None
+    digest: str | None = None
+    offset: tuple[float, ...] | None = None
+    region: bool = False
+
+
 class _Header(BaseModel):
     """What a file says about its path."""
 
@@ -58,7 +71,7 @@ class _Header(BaseModel):
     power: float = Field(0.0, ge=0, le=4)
     linear: bool = False
     classes: tuple[str, ...] = ()
-    image: dict[str, Any] = {}
+    image: _Image = _Image()
     provenance: dict[str, Any] = {}
 
 
@@ -113,7 +126,7 @@ def save_path(recorded: Recorded, file: str | os.PathLike[str]) -> None:
         power=path.fusion.power,
         linear=path.fusion.linear,
         classes=path.classes,
-        image=dict(recorded.image),
+        image=_Image.model_validate(dict(recorded.image)),
         provenance=dict(recorded.provenance),
     )
     with _writing(file) as temporary:
@@ -176,7 +189,8 @@ def load_path(file: str | os.PathLike[str]) -> Recorded:
         )
     except FoveaError as error:
         raise PathError(f"{file} is damaged: {error}") from error
-    return Recorded(path, header.image, header.provenance)
+    image = header.image.model_dump(mode="json", exclude_defaults=True)
+    return Recorded(path, image, header.provenance)
 
 
 def _header(metadata: Mapping[str, str] | None, file: Path) -> _Header:

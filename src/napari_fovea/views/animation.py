@@ -28,6 +28,7 @@ SUFFIXES = (".gif", ".mp4", ".png")
 """Endings of the names of files that `animate` writes."""
 
 _HELD = 1.5  # seconds for which the last frame is shown
+_FASTEST, _LONGEST = 120, 3600  # frames per second, and seconds
 _FASTEST_GIF = 50  # frames per second; viewers slow down what is faster
 _PALETTE_FROM = (0.1, 0.4, 0.7, 1.0)  # parts of the way whose colours a GIF gets
 
@@ -159,10 +160,14 @@ def animate(
     """
     output = Path(output)
     check_animation(output)
-    for name, value in (("frames per second", fps), ("length in seconds", seconds)):
-        if not (math.isfinite(value) and value > 0):
+    limits = {
+        "frames per second": (fps, _FASTEST),
+        "length in seconds": (seconds, _LONGEST),
+    }
+    for name, (value, most) in limits.items():
+        if not 0.01 <= value <= most:  # not a number is not within either
             raise PathError(
-                f"The {name} of the animation is {value}; expected a positive number."
+                f"The {name} of the animation is {value}; expected 0.01 to {most}."
             )
     suffix = output.suffix.lower()
     if suffix == ".gif":

@@ -26,7 +26,7 @@ _RECENT = 60  # steps of the path that are drawn brighter
 _OLD = 0.35  # opacity of the path before them
 _SEAM = 0.6  # opacity of what parts these from a bright image
 _OUTLINED = 4  # pixels of the side of the smallest cells that have outlines
-_SMALLEST = 16  # pixels of the longest side of a frame
+_SMALLEST, _LARGEST = 16, 4096  # pixels of the longest side of a frame
 _PLAIN = (1.0, 1.0, 1.0, 0.35)  # outline of cells of which nothing is known
 _FRAME = np.array((1.0, 1.0, 1.0, 0.9))
 _SHADE = np.array((0.0, 0.0, 0.0, 0.5))
@@ -275,9 +275,10 @@ def _check(
         raise ImageError(
             f"The image is empty (shape {image.shape}); give at least one pixel."
         )
-    if side < _SMALLEST:
+    if not _SMALLEST <= side <= _LARGEST:
         raise PathError(
-            f"The side of the frames is {side} pixels; expected {_SMALLEST} or more."
+            f"The side of the frames is {side} pixels; expected {_SMALLEST} to "
+            f"{_LARGEST}."
         )
     expected = path.image_shape
     if expected is not None and expected != image.shape[:2]:

@@ -11,6 +11,7 @@ from napari_fovea.errors import FoveaError
 from napari_fovea.widgets import layers
 from napari_fovea.widgets.attention_form import Row
 from napari_fovea.widgets.clicking import clicked
+from napari_fovea.widgets.earlier import earlier
 from napari_fovea.widgets.job import Job
 from napari_fovea.widgets.measuring import instances_of, plane_of
 
@@ -38,6 +39,7 @@ class Asking:
         self.job: Job | None = None
         dock.form.ask.toggled.connect(self._toggled)
         dock.form.answers.itemClicked.connect(self._chosen)
+        dock.form.cancel_button.clicked.connect(self.cancel)
 
     def take_hold(self) -> None:
         """Take clicks."""
@@ -50,6 +52,12 @@ class Asking:
             callbacks.remove(self._clicked)
         if self.job is not None:
             self.job.quit()
+
+    def cancel(self) -> None:
+        """Stop looking for an answer."""
+        if self.job is not None:
+            self.job.cancel()
+            self.dock.form.say("Stopping…")
 
     def clear(self) -> None:
         """Forget the last answer."""
@@ -90,8 +98,13 @@ class Asking:
         if not all(-0.5 <= p < n - 0.5 for p, n in zip(point, size, strict=True)):
             dock.form.say("This place lies outside the region that is looked at.")
             return
+        if dock.viewer.dims.ndisplay > 2:
+            dock.form.say("Answers are flat: switch the view to 2D to ask.")
+            return
         region, what = _object_at(shown, point, size)
-        shared, path = dock.session, dock.path
+        shared = dock.session
+        before = earlier(dock.viewer.layers, shown.source, shown.region, entry)
+        path = before.path or dock.path
         array, rgb = shown.region.array, shown.region.rgb
         pixel_size = layers.pixel_size(shown.source)
 
@@ -109,15 +122,26 @@ class Asking:
             with leaving_a_core():
                 if not entry.focused:
                     yield from ()
-                    answer = explain(np.asarray(array), model, region=region, **common)
-                    return shown, answer, None
+                    answer = explain(
+                        np.asarray(array),
+                        model,
+                        region=region,
+                        cancelled=cancelled,
+                        **common,
+                        **before.settings,
+                    )
+                    return answer, None
                 if scanned is None:
                     result = yield from segment(
-                        np.asarray(array), model, cancelled=cancelled, **common
+                        np.asarray(array),
+                        model,
+                        cancelled=cancelled,
+                        **common,
+                        **before.settings,
                     )
                     scanned = result.path
             assert scanned is not None
-            return shown, deciding(scanned, region, most=_CELLS), scanned
+            return deciding(scanned, region, most=_CELLS), scanned
 
         dock.form.busy(True)
         dock.form.say(f"Asking what decided {what}…")
@@ -125,7 +149,7 @@ class Asking:
         self.job.yielded.connect(
             lambda event: dock.form.progress.setValue(round(1000 * event.fraction))
         )
-        self.job.returned.connect(lambda found: self._answered(what, *found))
+        self.job.returned.connect(lambda found: self._answered(what, shown, *found))
         self.job.errored.connect(dock.complain)
         self.job.finished.connect(self._finished)
         self.job.start()
@@ -136,8 +160,11 @@ class Asking:
 
     def _answered(self, what: str, shown: MapLayers, answer: Any, path: Any) -> None:
         dock = self.dock
-        if shown is not dock.shown:
-            return  # another image or plane is looked at meanwhile
+        if shown is not dock.shown or not dock.form.ask.isChecked():
+            return  # another image or plane is looked at, or nothing is asked any more
+        if self.job is not None and self.job.cancelled:
+            dock.form.say("Stopped; the question was not answered.")
+            return
         shown.hide_why()
         if path is None:
             self._tell_influence(what, shown, answer)
@@ -193,7 +220,8 @@ def _object_at(
 ) -> tuple[Any, str]:
     """Find the object at a place of the region, as a mask; else the place itself."""
     y, x = round(point[0]), round(point[1])
-    place = f"the place ({y}, {x})"
+    down, right = (round(v) for v in shown.region.offset[-2:])
+    place = f"the place ({y + down}, {x + right})"
     layer = instances_of(shown)
     if layer is None:
         return (y, x), place

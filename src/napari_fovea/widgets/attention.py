@@ -221,6 +221,9 @@ class AttentionDock(Dock):
         self.asking.clear()
         if self.shown is not None:
             self.shown.hide_all()
+        if self.looking.job is not None:  # of what is no longer looked at
+            self.looking.job.cancel()
+        self.looking.failed = False
         self.maps, self.path, self.shown = {}, None, None
         self.look_for_missing()
 
@@ -264,7 +267,7 @@ class AttentionDock(Dock):
     def look_for_missing(self) -> None:
         """Run the model soon if a ticked map is not there."""
         missing = set(self.form.tree.shown) - self.maps.keys()
-        if missing and self.image is not None and not self.form.warns:
+        if missing and self.image is not None and not self.looking.failed:
             self._tick.start()
 
     def complain(self, error: Exception) -> None:

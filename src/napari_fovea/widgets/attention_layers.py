@@ -108,6 +108,7 @@ class MapLayers:
         array = np.asarray(attention.array).reshape(attention.array.shape[-2:])
         self._maps[name] = attention
         known = self.layer(name)
+        was = (layers.own(known) or {}).get("limits") if known is not None else None
         # Light adds up on a dark ground; on a bright one it would be lost.
         blending = "translucent" if self.region.rgb else "additive"
         low, high = limits(name, array)
@@ -118,7 +119,7 @@ class MapLayers:
             source=self._name,
             role=_PREFIX + name,
             title=f"{self._name} {name}",
-            note={"map": name},
+            note={"map": name, "limits": (low, high)},
             place=self._place(attention, beside=False),
             colormap=_COLOURS.get(name, "viridis"),
             blending=blending,
@@ -126,7 +127,8 @@ class MapLayers:
             contrast_limits=(low, high),
             interpolation2d="nearest",
         )
-        if known is not None:
+        # What the user has set stays.
+        if known is not None and tuple(layer.contrast_limits) == was != (low, high):
             layer.contrast_limits_range = (min(low, 0.0), max(high, 1.0))
             layer.contrast_limits = (low, high)
         layer.visible = True
@@ -211,6 +213,11 @@ class MapLayers:
         layer.contrast_limits = (-most, most)
         layer.visible = True
         return layer
+
+    @property
+    def saliency(self) -> Layer | None:
+        """The layer of what spoke for a place, if it is there."""
+        return layers.find(self.viewer.layers, self._name, "why", ndim=2)
 
     def show_cells(
         self, boxes: NDArray[np.float64], shares: NDArray[np.float64]

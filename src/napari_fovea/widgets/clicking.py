@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-_HARMLESS = ("pan_zoom", "transform", "select", "direct")
+HARMLESS = ("pan_zoom", "transform", "select", "direct")
+"""Modes of layers in which a click or a key of ours spoils nothing."""
 
 
 def clicked(viewer: Any, event: Any) -> Generator[None, None, bool]:
@@ -19,7 +20,7 @@ def clicked(viewer: Any, event: Any) -> Generator[None, None, bool]:
         Whether it was a plain click with the left button that paints nothing.
     """
     mode = str(getattr(viewer.layers.selection.active, "mode", "pan_zoom"))
-    if mode not in _HARMLESS or event.button != 1 or event.modifiers:
+    if mode not in HARMLESS or event.button != 1 or event.modifiers:
         return False
     dragged = False
     yield

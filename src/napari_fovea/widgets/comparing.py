@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from qtpy.QtCore import QTimer
 
-from napari_fovea.widgets.attention_form import BESIDE, BLINK
+from napari_fovea.widgets.attention_form import BESIDE, BLINK, OFF
 
 if TYPE_CHECKING:
     from napari_fovea.widgets.attention import AttentionDock
@@ -69,6 +69,10 @@ class Comparison:
             layer = shown.layer(name)
             if layer is not None:
                 layer.visible = True
+        if how != OFF:  # two are compared, whatever else is ticked
+            for name in names[:-2]:
+                shown.hide(name)
+            names = names[-2:]
         if len(names) > 1 and how == BESIDE:
             shown.beside(names[-1])
             camera = self.viewer.scene.camera
@@ -112,7 +116,7 @@ class Comparison:
     def _opacity_changed(self, percent: int) -> None:
         if self.dock.shown is None:
             return
-        for name in self.dock.maps:
-            layer = self.dock.shown.layer(name)
+        found = [self.dock.shown.layer(name) for name in self.dock.maps]
+        for layer in (*found, self.dock.shown.saliency):
             if layer is not None:
                 layer.opacity = percent / 100

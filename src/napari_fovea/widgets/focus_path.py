@@ -11,6 +11,7 @@ from qtpy.QtWidgets import QVBoxLayout
 
 from napari_fovea.errors import FoveaError
 from napari_fovea.widgets import layers
+from napari_fovea.widgets.clicking import HARMLESS
 from napari_fovea.widgets.dock import Dock
 from napari_fovea.widgets.focus_path_form import FocusPathForm
 from napari_fovea.widgets.path_choice import (
@@ -20,7 +21,7 @@ from napari_fovea.widgets.path_choice import (
     plane_in_view,
 )
 from napari_fovea.widgets.path_keys import Pointing
-from napari_fovea.widgets.path_layers import ROLES, PathLayers
+from napari_fovea.widgets.path_layers import PathLayers
 from napari_fovea.widgets.path_map import MapMaker
 from napari_fovea.widgets.path_saving import Saving
 from napari_fovea.widgets.path_shelf import PathShelf
@@ -57,6 +58,7 @@ class FocusPathDock(Dock):
         self.layers: PathLayers | None = None
         self.path: FocusPath | None = None
         self.plane: int | None = None
+        self._seen: dict[str, bool] = {}
         self._doubts: list[int] = []
         self._laying = False
         self._told = 0.0
@@ -82,6 +84,7 @@ class FocusPathDock(Dock):
         player.stepped.connect(self._show)
         player.toggled.connect(self._toggled)
         self.maps.made.connect(self._show_map)
+        self.maps.failed.connect(self.complain)
         form.steps_per_second = player.speed
 
     def take_hold(self) -> None:
@@ -91,6 +94,7 @@ class FocusPathDock(Dock):
         events.removed.connect(self._removed)
         events.renamed.connect(self._list)
         self.viewer.dims.events.current_step.connect(self._plane_changed)
+        self.viewer.dims.events.ndisplay.connect(self._display_changed)
         self.pointing.take_hold()
         self.session.pointed.connect(self._pointed)
         for layer in self.viewer.layers:
@@ -98,14 +102,14 @@ class FocusPathDock(Dock):
 
     def let_go(self) -> None:
         """Leave the viewer alone: the dock is closed."""
-        self.player.pause()
-        self.maps.stop()
+        self.unload()
         self.saving.stop()
         events = self.viewer.layers.events
         events.inserted.disconnect(self._inserted)
         events.removed.disconnect(self._removed)
         events.renamed.disconnect(self._list)
         self.viewer.dims.events.current_step.disconnect(self._plane_changed)
+        self.viewer.dims.events.ndisplay.disconnect(self._display_changed)
         for layer in self.viewer.layers:
             layer.events.metadata.disconnect(self._list)
         self.pointing.let_go()
@@ -113,8 +117,10 @@ class FocusPathDock(Dock):
         self.shelf.stop()
 
     def refresh(self) -> None:
-        """List paths and images."""
+        """List paths and images, and show again what was shown before."""
         self.shelf.list_paths()
+        if self.path is None and self.shelf.choice is not None:
+            self.load()
 
     # -- what can be replayed --------------------------------------------------------
 
@@ -150,13 +156,25 @@ class FocusPathDock(Dock):
         if image is None:
             self.form.say("Open the image that this path was walked on.")
             return
+        if self.viewer.dims.ndisplay > 2:
+            self.form.say("The replay is flat: switch the view to 2D to see it.")
+            return
         if not fits(choice, image):
             self.shelf.offer_to_scale(choice, image)
             return
         self.form.explain_colours(choice.path.classes)
         self._load_plane(choice, image)
+        self._hide_whole(choice)
+        self._select_retina()
         if choice.file is not None:
             self.shelf.compare(choice, image)
+
+    def _select_retina(self) -> None:
+        """Select the retina's layer, unless the user is painting in another."""
+        selection = self.viewer.layers.selection
+        mode = str(getattr(selection.active, "mode", "pan_zoom"))
+        if self.layers is not None and mode in HARMLESS:
+            selection.active = self.layers.layer("retina")
 
     def _load_plane(self, choice: Choice, image: Image) -> None:
         form = self.form
@@ -172,24 +190,18 @@ class FocusPathDock(Dock):
             self.unload()
             self.complain(error)
             return
-        self.path = path
         self._laying = True
         try:
             shown = PathLayers(self.viewer, image)
             shown.load(path, offset_of(choice, image), shape=shape, note={})
-            self.layers = shown
-            active = shown.layer("retina")
-            for role in ROLES:
-                layer = shown.layer(role)
-                if layer is not None:
-                    layer.visible = role != "replayed map" or self._with_map()
-            self._hide_whole(choice)
+            shown.bring_back(self._seen)
         finally:
             self._laying = False
-        self.viewer.layers.selection.active = active
-        self.pointing.bind(active)
-        self._doubts = []
+        self.layers, self.path = shown, path
         self.player.load(len(path))
+        self._map_toggled(self.form.map.isChecked())
+        self.pointing.bind(shown.layer("retina"))
+        self._doubts = []
         needed = len(path) / _LONGEST
         if needed > form.steps_per_second:
             form.steps_per_second = needed
@@ -223,10 +235,7 @@ class FocusPathDock(Dock):
         self.player.load(0)
         self.maps.stop()
         if self.layers is not None:
-            for role in ROLES:
-                layer = self.layers.layer(role)
-                if layer is not None:
-                    layer.visible = False
+            self._seen = self.layers.put_away()
         self.layers = self.path = self.plane = None
         self.form.enable(False)
         self.form.fit_button.hide()
@@ -237,13 +246,20 @@ class FocusPathDock(Dock):
         choice, image = self.shelf.choice, self.shelf.image
         if choice is None or image is None or image.ndim < 3:
             return
-        if not fits(choice, image):
+        if self.viewer.dims.ndisplay > 2 or not fits(choice, image):
             return
         if plane_in_view(choice, image, self.viewer.dims) != self.plane:
             playing = self.player.playing
+            self.unload()
             self._load_plane(choice, image)
             if playing and self.path is not None:
                 self.player.play()
+
+    def _display_changed(self, event: Any = None) -> None:
+        """Stop in 3D, where napari cannot change flat shapes; go on in 2D."""
+        if self.viewer.dims.ndisplay > 2 and self.layers is None:
+            return
+        self.load()
 
     def _removed(self, event: Any) -> None:
         """Stop and say why, where the image or the retina has gone."""
@@ -353,7 +369,7 @@ class FocusPathDock(Dock):
         )
         if path.pmfs is None or not path.classes:
             return told
-        fovea = path.pmfs[step, -16:].astype(np.float32).mean(0)
+        fovea = path.fovea(step)
         best = int(fovea.argmax())
         return f"{told} · centre: {path.classes[best]} {fovea[best]:.0%}"
 

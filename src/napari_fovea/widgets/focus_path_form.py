@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from html import escape
 from typing import Any
 
 from qtpy.QtCore import Qt
@@ -118,6 +119,7 @@ class FocusPathForm(QWidget):
             self.save_button,
             self.view_button,
         )
+        self._saves, self._ready = buttons, False
         for i, button in enumerate(buttons):
             save.addWidget(button, i // 2, i % 2)
         layout = QVBoxLayout(self)
@@ -144,18 +146,21 @@ class FocusPathForm(QWidget):
             self.on_button,
             self.doubt_button,
             self.slider,
-            self.table_button,
-            self.save_button,
-            self.view_button,
         ):
             widget.setEnabled(ready)
-        self.animation_button.setEnabled(ready and not self.cancel_button.isVisible())
+        self._ready = ready
+        self._enable_saving()
 
     def busy(self, busy: bool) -> None:
         """Show progress and a way to stop it."""
         self.progress.setVisible(busy)
         self.cancel_button.setVisible(busy)
-        self.animation_button.setEnabled(not busy)
+        self._busy = busy
+        self._enable_saving()
+
+    def _enable_saving(self) -> None:
+        for button in self._saves:
+            button.setEnabled(self._ready and not self._busy)
 
     def playing(self, playing: bool) -> None:
         """Let the button say what it does."""
@@ -182,8 +187,10 @@ class FocusPathForm(QWidget):
     def explain_colours(self, classes: tuple[str, ...]) -> None:
         """Tell what the colours of cells and map mean."""
         marks = [
-            f"{_square(colour)} {name}"
-            for colour, name in zip(class_colours(len(classes)), classes, strict=True)
+            f"{_square(colour)} {escape(name)}"
+            for colour, name in zip(
+                class_colours(max(1, len(classes))), classes, strict=False
+            )
         ]
         self.legend.setText("&ensp;".join([*marks, f"{_square(DOUBT)} unsure"]))
 

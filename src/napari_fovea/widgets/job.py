@@ -7,11 +7,14 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 from qtpy.compat import isalive
-from qtpy.QtCore import QObject, Signal
+from qtpy.QtCore import QObject, QThreadPool, Signal
 from superqt.utils import WorkerBase
 
 Make = Callable[[Callable[[], bool]], Generator[Any, None, Any]]
 """Given a function that tells whether to stop, starts a generator of events."""
+
+
+_THREADS = 8
 
 
 class _Signals(QObject):
@@ -41,6 +44,15 @@ class Job(WorkerBase):
         super().__init__(SignalsClass=_Signals)
         self._make = make
         self._cancel = threading.Event()
+
+    def start(self) -> None:
+        """Start it in a thread, however many others run."""
+        # Qt allows as many as there are cores, and lets all others wait: a training
+        # beside a run would keep a small job waiting for minutes.
+        pool = QThreadPool.globalInstance()
+        if pool is not None and pool.maxThreadCount() < _THREADS:
+            pool.setMaxThreadCount(_THREADS)
+        super().start()
 
     def cancel(self) -> None:
         """Ask the generator to stop and return what it has."""

@@ -53,6 +53,11 @@ class Region:
     dropped: int
 
 
+def array_of(layer: Layer) -> Any:
+    """Return what an image layer holds, at full size: numpy or lazy."""
+    return layer.data[0] if layer.multiscale else layer.data
+
+
 def region_of(layer: Image, dims: Any, region: str) -> Region:
     """Take a part of a layer.
 
@@ -70,7 +75,7 @@ def region_of(layer: Image, dims: Any, region: str) -> Region:
     ImageError
         If nothing of the layer is in view.
     """
-    data = layer.data[0] if layer.multiscale else layer.data
+    data = array_of(layer)
     if region == WHOLE or layer.ndim < 2:
         return Region(data, layer.rgb, (0.0,) * layer.ndim, 0)
     lead = layer.ndim - 2

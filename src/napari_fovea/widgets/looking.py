@@ -9,6 +9,7 @@ import numpy as np
 from napari_fovea.errors import FoveaError
 from napari_fovea.widgets import layers
 from napari_fovea.widgets.attention_layers import MapLayers, spread
+from napari_fovea.widgets.earlier import earlier
 from napari_fovea.widgets.job import Job
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class Looking:
     def __init__(self, dock: AttentionDock) -> None:
         self.dock = dock
         self.job: Job | None = None
+        self.failed = False
+        """Whether the last run ended with an error."""
         dock.form.cancel_button.clicked.connect(self.cancel)
 
     def look(self) -> None:
@@ -55,6 +58,8 @@ class Looking:
             return
         shared, shown = dock.session, dock.shown
         size = layers.pixel_size(image)
+        # As the Segment dock did it: its objects are what the maps are compared with.
+        told = earlier(dock.viewer.layers, image, region, entry).settings
 
         def make(cancelled: Any) -> Generator[Any, None, Any]:
             from napari_fovea.device import leaving_a_core
@@ -69,20 +74,22 @@ class Looking:
                     pixel_size=size,
                     device=shared.device,
                     cancelled=cancelled,
+                    **told,
                 )
             kept = {a.name: a for a in result.attention if a.name in names}
-            return shown, kept, result.path, result.provenance
+            return kept, result.path, result.provenance
 
         form = dock.form
         form.busy(True)
         form.progress.setValue(0)
         form.say("Looking…")
+        self.failed = False
         self.job = Job(make)
         self.job.yielded.connect(
             lambda event: form.progress.setValue(round(1000 * event.fraction))
         )
-        self.job.returned.connect(self._looked)
-        self.job.errored.connect(dock.complain)
+        self.job.returned.connect(lambda found: self._looked(shown, *found))
+        self.job.errored.connect(self._complain)
         self.job.finished.connect(self._finished)
         dock.enable()
         self.job.start()
@@ -93,9 +100,12 @@ class Looking:
             self.job.cancel()
             self.dock.form.say("Stopping…")
 
-    def _looked(self, found: Any) -> None:
+    def _complain(self, error: Exception) -> None:
+        self.failed = True
+        self.dock.complain(error)
+
+    def _looked(self, shown: MapLayers, kept: Any, path: Any, made: Any) -> None:
         dock = self.dock
-        shown, kept, path, made = found
         if shown is not dock.shown:
             return  # of an image, a plane or a model that is no longer looked at
         if made["cancelled"]:

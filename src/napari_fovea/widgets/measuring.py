@@ -102,6 +102,6 @@ def _table(layer: Labels) -> pd.DataFrame:
     count = int(np.asarray(layer.data).max(initial=0))
     whole = pd.DataFrame({"index": np.arange(count + 1)})
     known = layer.features
-    if "index" in known:
-        whole = whole.merge(known, on="index", how="left")
-    return whole
+    if "index" not in known:  # then row i is of object i, says napari
+        known = known.assign(index=np.arange(len(known)))
+    return whole.merge(known, on="index", how="left")

@@ -11,7 +11,7 @@ from napari.layers import Image
 from napari_fovea.widgets import layers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from napari.layers import Layer
 
@@ -77,26 +77,32 @@ def offset_of(choice: Choice, image: Layer) -> tuple[float, ...]:
 
 def size_of(image: Layer) -> tuple[int, int]:
     """Height and width of an image layer's planes."""
-    data = image.data[0] if image.multiscale else image.data
+    data = layers.array_of(image)
     height, width = data.shape[image.ndim - 2 : image.ndim]
     return int(height), int(width)
 
 
-def identity_of(choice: Choice, image: Layer) -> dict[str, Any]:
-    """Tell which image a path was walked on, for a file."""
-    from napari_fovea.project.identity import identify
+def identity_of(choice: Choice, image: Layer) -> Callable[[], dict[str, Any]]:
+    """Return what tells, in a thread, which image a path was walked on."""
+    data, name, offset = layers.array_of(image), image.name, offset_of(choice, image)
+    region = choice.path.image_shape != size_of(image)
 
-    if choice.file is not None:
-        return dict(choice.image)
-    known = identify(image.data[0] if image.multiscale else image.data, image.name)
-    return {
-        "name": known.name,
-        "shape": list(known.shape),
-        "dtype": known.dtype,
-        "digest": known.digest,
-        "offset": list(offset_of(choice, image)),
-        "region": choice.path.image_shape != size_of(image),
-    }
+    def tell() -> dict[str, Any]:
+        from napari_fovea.project.identity import identify
+
+        if choice.file is not None:
+            return dict(choice.image)
+        known = identify(data, name)
+        return {
+            "name": known.name,
+            "shape": list(known.shape),
+            "dtype": known.dtype,
+            "digest": known.digest,
+            "offset": list(offset),
+            "region": region,
+        }
+
+    return tell
 
 
 def fits(choice: Choice, image: Layer) -> bool:
@@ -112,18 +118,23 @@ def fits(choice: Choice, image: Layer) -> bool:
     return inside and len(choice.path.lead) in (0, image.ndim - 2)
 
 
+def index_in_view(image: Layer, dims: Any) -> tuple[int, ...]:
+    """Index, along the stack's axes of an image layer, of the plane in view."""
+    lead, shape = image.ndim - 2, layers.array_of(image).shape
+    point = np.asarray(image.world_to_data(dims.point[-image.ndim :]))[:lead]
+    return tuple(
+        int(np.clip(round(float(p)), 0, n - 1))
+        for p, n in zip(point, shape, strict=False)
+    )
+
+
 def plane_in_view(choice: Choice, image: Layer, dims: Any) -> int | None:
     """Plane of the path that the viewer shows; None where it has none there."""
     lead = image.ndim - 2
     if not lead:
         return 0
-    data = image.data[0] if image.multiscale else image.data
-    point = np.asarray(image.world_to_data(dims.point[-image.ndim :]))[:lead]
-    index = [
-        int(np.clip(round(float(p)), 0, n - 1))
-        for p, n in zip(point, data.shape, strict=False)
-    ]
-    first = [round(v) for v in offset_of(choice, image)[:lead]]
+    index = index_in_view(image, dims)
+    first = tuple(round(v) for v in offset_of(choice, image)[:lead])
     if not choice.path.lead:
         # One plane alone, or a path that came from elsewhere without a plane.
         known = choice.image.get("offset") is not None

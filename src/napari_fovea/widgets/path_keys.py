@@ -29,6 +29,7 @@ class Pointing:
 
     def __init__(self, dock: FocusPathDock) -> None:
         self.dock = dock
+        self._bound: Layer | None = None
         self._keys = {
             "Space": self._play,
             "Left": self._back,
@@ -52,14 +53,19 @@ class Pointing:
         for key, act in self._keys.items():
             if act in viewer.keymap.values():
                 viewer.bind_key(key, None)
+        self.bind(None)
         if self._clicked in viewer.mouse_drag_callbacks:
             viewer.mouse_drag_callbacks.remove(self._clicked)
 
     def bind(self, layer: Layer | None) -> None:
-        """Let the keys work while a layer of the replay is active, too."""
-        if layer is not None:
+        """Let the keys work while a layer of the replay is active; None: no more."""
+        if self._bound is not None and self._bound is not layer:
+            for key in self._keys:
+                self._bound.bind_key(key, None)
+        if layer is not None and self._bound is not layer:
             for key, act in self._keys.items():
                 layer.bind_key(key, act, overwrite=True)
+        self._bound = layer
 
     def _play(self, of: Any = None) -> None:
         self.dock.toggle()

@@ -71,6 +71,23 @@ class PathLayers:
         """Place (y, x) in the scanned region, of a place in the world."""
         return layers.place_in(self.source, self._offset, world)
 
+    def put_away(self) -> dict[str, bool]:
+        """Hide the layers; return which of them the user saw."""
+        seen = {}
+        for role in ROLES:
+            layer = self.layer(role)
+            if layer is not None:
+                seen[role] = layer.visible
+                layer.visible = False
+        return seen
+
+    def bring_back(self, seen: dict[str, bool]) -> None:
+        """Show the layers that the user saw when they were put away."""
+        for role in ROLES:
+            layer = self.layer(role)
+            if layer is not None:
+                layer.visible = seen.get(role, True)
+
     def load(
         self,
         path: FocusPath,

@@ -30,6 +30,7 @@ class MapMaker(QObject):
     """
 
     made = Signal(object, tuple)
+    failed = Signal(object)
 
     def __init__(self, parent: QObject | None = None) -> None:
         super().__init__(parent)
@@ -99,6 +100,7 @@ class MapMaker(QObject):
 
         self._job = Job(call(make))
         self._job.returned.connect(self._take)
+        self._job.errored.connect(self.failed.emit)
         self._job.finished.connect(self._finished)
         self._job.start()
 

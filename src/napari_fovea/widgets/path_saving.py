@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from qtpy.QtWidgets import QFileDialog
 
+from napari_fovea.errors import PathError
 from napari_fovea.widgets.job import Job, call
-from napari_fovea.widgets.path_choice import identity_of, offset_of
+from napari_fovea.widgets.layers import array_of
+from napari_fovea.widgets.path_choice import identity_of, index_in_view, offset_of
 
 if TYPE_CHECKING:
     from napari_fovea.widgets.focus_path import FocusPathDock
@@ -121,15 +123,10 @@ class Saving:
         assert choice is not None
         assert image is not None
         assert path is not None
-        data = image.data[0] if image.multiscale else image.data
-        offset, lead = offset_of(choice, image), image.ndim - 2
-        point = image.world_to_data(dock.viewer.dims.point[-image.ndim :])
-        index = tuple(
-            int(np.clip(round(float(p)), 0, n - 1))
-            for p, n in zip(point[:lead], data.shape, strict=False)
-        )
-        top, left = (round(v) for v in offset[-2:])
-        height, width = path.image_shape or data.shape[lead : lead + 2]
+        data = array_of(image)
+        index = index_in_view(image, dock.viewer.dims)
+        top, left = (round(v) for v in offset_of(choice, image)[-2:])
+        height, width = path.image_shape or data.shape[len(index) : len(index) + 2]
         return data[(*index, slice(top, top + height), slice(left, left + width))]
 
     def _table(self, file: Path) -> None:
@@ -148,16 +145,27 @@ class Saving:
         choice, image = self.dock.shelf.choice, self.dock.shelf.image
         assert choice is not None
         assert image is not None
+        tell = identity_of(choice, image)
 
         def write() -> Path:
             from napari_fovea.retina import Recorded, save_path
 
-            about = identity_of(choice, image)
-            save_path(Recorded(choice.path, about, choice.provenance), file)
+            save_path(Recorded(choice.path, tell(), choice.provenance), file)
             return file
 
         self._run(call(write), file)
 
     def _view(self, file: Path) -> None:
-        self.dock.viewer.screenshot(str(file), canvas_only=True, flash=False)
-        self.dock.form.say(f"Saved {file}")
+        dock = self.dock
+        try:
+            dock.viewer.screenshot(str(file), canvas_only=True, flash=False)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            dock.complain(
+                PathError(
+                    f"{file} cannot be written ({reason}); expected a name ending in "
+                    ".png in a folder that takes files: choose another."
+                )
+            )
+            return
+        dock.form.say(f"Saved {file}")

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from qtpy.QtWidgets import QFileDialog
 
+from napari_fovea.widgets import layers
 from napari_fovea.widgets.job import Job, call
 from napari_fovea.widgets.path_choice import Choice, choices, images, size_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from napari.layers import Image
 
     from napari_fovea.widgets.focus_path import FocusPathDock
@@ -67,12 +70,11 @@ class PathShelf:
         form.paths.clear()
         for choice in offered:
             form.paths.addItem(choice.name, choice)
-        # The same path; else the newest result of the same layer.
-        kept = next((i for i, c in enumerate(offered) if c is chosen), None)
-        if kept is None and chosen is not None:
-            same = (i for i, c in enumerate(offered) if c.path is chosen.path)
-            kept = next(same, None)
-        form.paths.setCurrentIndex(kept if kept is not None else len(offered) - 1)
+        kept = _found(offered, lambda c: chosen is not None and c.path is chosen.path)
+        # Else what a new run has put in its place; else the newest of all.
+        new = _found(offered, lambda c: chosen is not None and c.name == chosen.name)
+        last = len(offered) - 1
+        form.paths.setCurrentIndex(next(i for i in (kept, new, last) if i is not None))
         form.paths.blockSignals(False)
         image = form.images.currentData()
         form.images.blockSignals(True)
@@ -109,7 +111,7 @@ class PathShelf:
 
     def _ask_for_file(self) -> None:
         file, _ = QFileDialog.getOpenFileName(
-            self, "Open a focus path", "", "Focus paths (*.focus);;All files (*)"
+            self.dock, "Open a focus path", "", "Focus paths (*.focus);;All files (*)"
         )
         if file:
             self.open_file(file)
@@ -174,12 +176,12 @@ class PathShelf:
         digest = choice.image.get("digest")
         if digest is None:
             return
-        data = image.data[0] if image.multiscale else image.data
+        data, name = layers.array_of(image), image.name
 
         def look() -> bool:
             from napari_fovea.project.identity import identify
 
-            return identify(data, image.name).digest == digest
+            return identify(data, name).digest == digest
 
         def tell(same: bool) -> None:
             if not same and self.choice is choice:
@@ -210,3 +212,8 @@ class PathShelf:
         self.form.paths.blockSignals(False)
         self.form.images.setCurrentIndex(self.form.images.findData(chosen))
         self.dock.load()
+
+
+def _found(offered: list[Choice], fits: Callable[[Choice], bool]) -> int | None:
+    """Place of the first choice that fits."""
+    return next((i for i, c in enumerate(offered) if fits(c)), None)
