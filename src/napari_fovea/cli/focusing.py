@@ -67,7 +67,7 @@ def focus(
     plane: Annotated[
         int, typer.Option(min=0, help="Plane of a stack to show, counted from 0.")
     ] = 0,
-    fps: Annotated[float, typer.Option(min=1, max=60, help="Frames per second.")] = 20,
+    fps: Annotated[float, typer.Option(min=1, max=120, help="Frames per second.")] = 20,
     seconds: Annotated[
         float,
         typer.Option(min=0.1, max=3600, help="Length of the animation at most."),

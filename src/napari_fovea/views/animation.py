@@ -28,7 +28,7 @@ SUFFIXES = (".gif", ".mp4", ".png")
 """Endings of the names of files that `animate` writes."""
 
 _HELD = 1.5  # seconds for which the last frame is shown
-_FASTEST, _LONGEST = 120, 3600  # frames per second, and seconds
+_LEAST, _FASTEST, _LONGEST = 0.1, 120, 3600  # frames per second, and seconds
 _FASTEST_GIF = 50  # frames per second; viewers slow down what is faster
 _PALETTE_FROM = (0.1, 0.4, 0.7, 1.0)  # parts of the way whose colours a GIF gets
 
@@ -160,14 +160,13 @@ def animate(
     """
     output = Path(output)
     check_animation(output)
-    limits = {
-        "frames per second": (fps, _FASTEST),
-        "length in seconds": (seconds, _LONGEST),
-    }
-    for name, (value, most) in limits.items():
-        if not 0.01 <= value <= most:  # not a number is not within either
+    for name, value, limit in (
+        ("frames per second", fps, _FASTEST),
+        ("length in seconds", seconds, _LONGEST),
+    ):
+        if not _LEAST <= value <= limit:  # neither is what is not a number
             raise PathError(
-                f"The {name} of the animation is {value}; expected 0.01 to {most}."
+                f"The {name} of the animation is {value}; expected {_LEAST} to {limit}."
             )
     suffix = output.suffix.lower()
     if suffix == ".gif":
