@@ -171,7 +171,8 @@ class Asking:
             return
         dock.keep_path(path)
         looks = answer.looks
-        shown.show_cells(looks["box"], looks["share"])
+        if dock.viewer.dims.ndisplay == 2:  # napari adds no flat shapes in 3D
+            shown.show_cells(looks["box"], looks["share"])
         rows = []
         for step in np.argsort(-answer.shares, kind="stable")[:_FIXATIONS].tolist():
             cells = looks[looks["fixation"] == step]

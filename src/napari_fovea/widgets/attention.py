@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 _PATIENCE = 400  # ms between a tick and the run that it starts
 
 
+_NO_IMAGE = "Open an image to look at."
+
+
 class AttentionDock(Dock):
     """Show where a network attends.
 
@@ -109,6 +112,13 @@ class AttentionDock(Dock):
 
     # -- what can be looked at ---------------------------------------------------------
 
+    def abandon(self) -> None:
+        """Report nothing any more: the window is gone."""
+        self.session.changed.disconnect(self._model_changed)
+        for job in (self.job, self._listing, self.asking.job):
+            if job is not None:
+                job.quit()
+
     def list_choices(self) -> None:
         """List the user's image layers."""
         self.list_images()
@@ -161,6 +171,10 @@ class AttentionDock(Dock):
             self.list_images()
             self.form.say(f"The image {gone!r} was removed.", wrong=True)
             return
+        for name in list(self.maps):
+            if self.shown is not None and self.shown.layer(name) is None:
+                del self.maps[name]  # the user took it away
+                self.form.tree.tick(name, False)
         self.list_images()
 
     def _model_changed(self) -> None:
@@ -177,9 +191,13 @@ class AttentionDock(Dock):
 
         self._listing = Job(call(read))
         self._listing.returned.connect(self._offer)
-        self._listing.errored.connect(self.complain)
+        self._listing.errored.connect(lambda error: self._not_listed(entry, error))
         self._listing.finished.connect(self._listed)
         self._listing.start()
+
+    def _not_listed(self, entry: Entry, error: Exception) -> None:
+        self._offer((entry, ()))
+        self.complain(error)
 
     def _offer(self, found: tuple[Entry, tuple[Attends, ...]]) -> None:
         self._offered = found
@@ -213,7 +231,9 @@ class AttentionDock(Dock):
         form.ask.setEnabled(ready)
         form.measure_button.setEnabled(ready and bool(self.comparison.visible()))
         if self.image is None and not form.warns:
-            form.say("Open an image to look at.")
+            form.say(_NO_IMAGE)
+        elif form.status.text() == _NO_IMAGE and self.image is not None:
+            form.say("Tick a map to see it on the image.")
 
     def forget(self, index: int = 0) -> None:
         """Keep no maps: they are of another image, region or model."""

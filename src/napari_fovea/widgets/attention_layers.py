@@ -80,7 +80,7 @@ class MapLayers:
 
     def layer(self, name: str) -> Layer | None:
         """Find the layer of a map, if it is there."""
-        return layers.find(self.viewer.layers, self._name, _PREFIX + name, ndim=2)
+        return layers.find(self.viewer.layers, self.source, _PREFIX + name, ndim=2)
 
     def _place(self, attention: AttentionMap, *, beside: bool) -> dict[str, Any]:
         down, right = attention.offset
@@ -116,7 +116,7 @@ class MapLayers:
             self.viewer,
             "image",
             array,
-            source=self._name,
+            source=self.source,
             role=_PREFIX + name,
             title=f"{self._name} {name}",
             note={"map": name, "limits": (low, high)},
@@ -163,7 +163,7 @@ class MapLayers:
             self.viewer,
             "image",
             self.region.array,
-            source=self._name,
+            source=self.source,
             role="beside",
             title=f"{self._name} again",
             note={},
@@ -180,7 +180,7 @@ class MapLayers:
 
     def together(self) -> None:
         """Lay all maps on the image again."""
-        copy = layers.find(self.viewer.layers, self._name, "beside", ndim=2)
+        copy = layers.find(self.viewer.layers, self.source, "beside", ndim=2)
         if copy is not None:
             copy.visible = False
         for name, attention in self._maps.items():
@@ -198,7 +198,7 @@ class MapLayers:
             self.viewer,
             "image",
             array,
-            source=self._name,
+            source=self.source,
             role="why",
             title=f"{self._name} what decided",
             note={},
@@ -217,7 +217,7 @@ class MapLayers:
     @property
     def saliency(self) -> Layer | None:
         """The layer of what spoke for a place, if it is there."""
-        return layers.find(self.viewer.layers, self._name, "why", ndim=2)
+        return layers.find(self.viewer.layers, self.source, "why", ndim=2)
 
     def show_cells(
         self, boxes: NDArray[np.float64], shares: NDArray[np.float64]
@@ -232,13 +232,13 @@ class MapLayers:
             Their weights.
         """
         corners = layers.rectangles(boxes)
-        layer = layers.find(self.viewer.layers, self._name, "deciding", ndim=2)
+        layer = layers.find(self.viewer.layers, self.source, "deciding", ndim=2)
         if layer is None:
             layer = layers.put(
                 self.viewer,
                 "shapes",
                 None,
-                source=self._name,
+                source=self.source,
                 role="deciding",
                 title=f"{self._name} cells that decided",
                 note={},
@@ -261,6 +261,6 @@ class MapLayers:
     def hide_why(self) -> None:
         """Hide what was told of an earlier place."""
         for role in ("why", "deciding"):
-            layer = layers.find(self.viewer.layers, self._name, role, ndim=2)
+            layer = layers.find(self.viewer.layers, self.source, role, ndim=2)
             if layer is not None:
                 layer.visible = False

@@ -108,7 +108,7 @@ class Comparison:
         found = [self.dock.shown.layer(n) for n in names] if self.dock.shown else []
         pair = [x for x in found if x is not None]
         if len(pair) < 2:
-            self._blink.stop()
+            self.arrange()
             return
         first = pair[0].visible
         pair[0].visible, pair[1].visible = not first, first

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
+from weakref import ref
 
 from qtpy.QtCore import QEvent
 from qtpy.QtWidgets import QWidget
@@ -15,6 +17,7 @@ class Dock(QWidget):
         super().__init__()
         self.holds = False
         """Whether it follows the viewer."""
+        self.destroyed.connect(partial(_abandon, ref(self)))
 
     def open(self) -> None:
         """Begin to follow the viewer; called at the end of the construction too."""
@@ -28,6 +31,9 @@ class Dock(QWidget):
 
     def let_go(self) -> None:
         """Disconnect, and stop what is going on."""
+
+    def abandon(self) -> None:
+        """Report nothing any more: the window was closed with the dock in it."""
 
     def refresh(self) -> None:
         """Look at what there is now."""
@@ -50,3 +56,10 @@ class Dock(QWidget):
         elif self.holds:
             self.holds = False
             self.let_go()
+
+
+def _abandon(dock: ref[Dock], *_: Any) -> None:
+    there = dock()
+    if there is not None and there.holds:
+        there.holds = False
+        there.abandon()

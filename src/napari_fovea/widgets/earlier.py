@@ -57,7 +57,7 @@ def earlier(
     path = None
     for layer in found:
         mine = layers.own(layer) or {}
-        if mine.get("source") != source.name or layer.ndim != source.ndim:
+        if not layers.shows(mine, source) or layer.ndim != source.ndim:
             continue
         if mine.get("role") == "instances":
             note = mine

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from weakref import ref
 
 import numpy as np
 from qtpy.compat import isalive
@@ -75,7 +74,6 @@ class FineTuneDock(Dock):
         self._lift.timeout.connect(self._learn_live)
         self._connect()
         self.open()
-        self.destroyed.connect(partial(_abandon, ref(self)))
 
     def _connect(self) -> None:
         form = self.form
@@ -94,9 +92,14 @@ class FineTuneDock(Dock):
         self.projects.keeper.close()
         self._disconnect()
 
+    def abandon(self) -> None:
+        """Let go of everything: the window was closed with the dock in it."""
+        self.projects.keeper.abandon()
+        self._disconnect()
+
     def _disconnect(self) -> None:
         """Follow nothing any more; the window may be gone already."""
-        self.holds = self._again = False
+        self._again = False
         self.choice.let_go()
         self.next_place.let_go()
         self.session.changed.disconnect(self._model_changed)
@@ -400,11 +403,3 @@ class FineTuneDock(Dock):
         super().changeEvent(event)
         if event.type() in (QEvent.Type.PaletteChange, QEvent.Type.StyleChange):
             self.form.curve.match()
-
-
-def _abandon(dock: ref[FineTuneDock], *_: Any) -> None:
-    """Let go of everything when the window is closed with the dock in it."""
-    there = dock()
-    if there is not None and there.holds:
-        there.projects.keeper.abandon()
-        there._disconnect()

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QVBoxLayout
 
 from napari_fovea.errors import FoveaError
@@ -61,7 +62,13 @@ class FocusPathDock(Dock):
         self._seen: dict[str, bool] = {}
         self._doubts: list[int] = []
         self._laying = False
+        self._ended = False
         self._told = 0.0
+        # Layers must not come while others go, and one move of a slider tells twice.
+        self._moved = QTimer(self)
+        self._moved.setSingleShot(True)
+        self._moved.setInterval(0)
+        self._moved.timeout.connect(self._show_plane)
         self.shelf = PathShelf(self)
         self.pointing = Pointing(self)
         self.saving = Saving(self)
@@ -124,6 +131,13 @@ class FocusPathDock(Dock):
 
     # -- what can be replayed --------------------------------------------------------
 
+    def abandon(self) -> None:
+        """Report nothing any more: the window is gone."""
+        self.session.pointed.disconnect(self._pointed)
+        for job in (*self.shelf.jobs, self.saving.job, self.maps.job):
+            if job is not None:
+                job.quit()
+
     def list_choices(self) -> None:
         """List paths and images anew."""
         self._list()
@@ -151,6 +165,7 @@ class FocusPathDock(Dock):
         """Lay the chosen path on the chosen image, and stand at its end."""
         choice, image = self.shelf.choice, self.shelf.image
         self.unload()
+        self._ended = False
         if choice is None:
             return
         if image is None:
@@ -190,6 +205,7 @@ class FocusPathDock(Dock):
             self.unload()
             self.complain(error)
             return
+        active = self.viewer.layers.selection.active
         self._laying = True
         try:
             shown = PathLayers(self.viewer, image)
@@ -197,6 +213,7 @@ class FocusPathDock(Dock):
             shown.bring_back(self._seen)
         finally:
             self._laying = False
+            self.viewer.layers.selection.active = active  # new layers have taken it
         self.layers, self.path = shown, path
         self.player.load(len(path))
         self._map_toggled(self.form.map.isChecked())
@@ -232,17 +249,24 @@ class FocusPathDock(Dock):
 
     def unload(self) -> None:
         """Show nothing; layers are kept for the next path."""
+        shown = self.layers
+        self.layers = self.path = self.plane = None
+        self.pointing.bind(None)
         self.player.load(0)
         self.maps.stop()
-        if self.layers is not None:
-            self._seen = self.layers.put_away()
-        self.layers = self.path = self.plane = None
+        if shown is not None:
+            self._seen = shown.put_away()
         self.form.enable(False)
         self.form.fit_button.hide()
         self.form.told.setText("")
 
     def _plane_changed(self, event: Any = None) -> None:
+        self._moved.start()
+
+    def _show_plane(self) -> None:
         """Show the path of the plane that has come into view."""
+        if self._ended or not self.holds:
+            return
         choice, image = self.shelf.choice, self.shelf.image
         if choice is None or image is None or image.ndim < 3:
             return
@@ -270,6 +294,7 @@ class FocusPathDock(Dock):
             playing = self.player.playing
             self.unload()
             stopped = "The replay stopped" if playing else "The replay ended"
+            self._ended = True
             self.shelf.list_paths()
             self.form.say(f"{stopped}: {which} was removed.", wrong=True)
             return

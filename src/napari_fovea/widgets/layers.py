@@ -12,7 +12,7 @@ from napari.layers import Image, Labels, Shapes
 from napari_fovea.errors import ImageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from napari.layers import Layer
     from numpy.typing import NDArray
@@ -240,17 +240,37 @@ def own(layer: Layer) -> dict[str, Any] | None:
 def forget(layer: Layer) -> None:
     """Take from a layer of the plugin's what it says of the run that made it."""
     note = own(layer) or {}
-    kept = {k: note[k] for k in ("source", "role") if k in note}
+    kept = {k: note[k] for k in ("source", "source_id", "role") if k in note}
     layer.metadata = {KEY: kept}
 
 
-def find(layers: Iterable[Layer], source: str, role: str, *, ndim: int) -> Layer | None:
-    """Find the plugin's layer of a role and dimension that shows this source."""
+def find(
+    layers: Iterable[Layer], source: Layer, role: str, *, ndim: int | None = None
+) -> Layer | None:
+    """Find the plugin's layer of a role that shows this source.
+
+    Parameters
+    ----------
+    layers : iterable of Layer
+        Where to look.
+    source : Layer
+        What is shown; it may have been renamed meanwhile.
+    role : str
+        What of it.
+    ndim : int, optional
+        Dimension of the layer; by default the source's.
+    """
+    ndim = source.ndim if ndim is None else ndim
     for layer in layers:
         note = own(layer) or {}
-        if (note.get("source"), note.get("role"), layer.ndim) == (source, role, ndim):
+        if shows(note, source) and note.get("role") == role and layer.ndim == ndim:
             return layer
     return None
+
+
+def shows(note: Mapping[str, Any], source: Layer) -> bool:
+    """Whether what is kept about a layer says that it shows this source."""
+    return note.get("source_id") == str(source.unique_id)
 
 
 def put(
@@ -258,7 +278,7 @@ def put(
     kind: str,
     data: Any,
     *,
-    source: str,
+    source: Layer,
     role: str,
     title: str,
     note: dict[str, Any],
@@ -275,8 +295,10 @@ def put(
         ``"labels"``, ``"image"`` or ``"shapes"``.
     data : array
         What to show.
-    source, role : str
-        Name of the source layer and what this one shows of it.
+    source : Layer
+        What is shown.
+    role : str
+        What of it.
     title : str
         Name of a new layer.
     note : dict
@@ -286,8 +308,14 @@ def put(
     **style
         Settings of a new layer; those of an old one are the user's.
     """
-    metadata = {KEY: {"source": source, "role": role, **note}}
+    known = {"source": source.name, "source_id": str(source.unique_id), "role": role}
+    metadata = {KEY: {**note, **known}}
     layer = find(viewer.layers, source, role, ndim=len(place["scale"]))
+    if layer is not None and kind == "image" and layer.rgb != style.get("rgb", False):
+        viewer.layers.remove(
+            layer
+        )  # napari takes no colours for grey, or grey for them
+        layer = None
     if layer is not None:
         layer.data = data
         move(layer, place)

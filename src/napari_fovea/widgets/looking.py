@@ -9,6 +9,7 @@ import numpy as np
 from napari_fovea.errors import FoveaError
 from napari_fovea.widgets import layers
 from napari_fovea.widgets.attention_layers import MapLayers, spread
+from napari_fovea.widgets.clicking import HARMLESS
 from napari_fovea.widgets.earlier import earlier
 from napari_fovea.widgets.job import Job
 
@@ -34,6 +35,7 @@ class Looking:
         self.job: Job | None = None
         self.failed = False
         """Whether the last run ended with an error."""
+        self._stopped = False
         dock.form.cancel_button.clicked.connect(self.cancel)
 
     def look(self) -> None:
@@ -83,7 +85,7 @@ class Looking:
         form.busy(True)
         form.progress.setValue(0)
         form.say("Looking…")
-        self.failed = False
+        self.failed = self._stopped = False
         self.job = Job(make)
         self.job.yielded.connect(
             lambda event: form.progress.setValue(round(1000 * event.fraction))
@@ -97,6 +99,7 @@ class Looking:
     def cancel(self) -> None:
         """Stop the run that is going on, and keep nothing of it."""
         if self.job is not None:
+            self._stopped = True
             self.job.cancel()
             self.dock.form.say("Stopping…")
 
@@ -113,6 +116,7 @@ class Looking:
             for name in kept:
                 dock.form.tree.tick(name, False)
             return
+        active = dock.viewer.layers.selection.active
         dock.maps |= kept
         dock.path = path if path is not None else dock.path
         flat = []
@@ -124,6 +128,8 @@ class Looking:
             if name in dock.form.tree.shown:
                 dock.show_map(name)
         dock.comparison.arrange()
+        if str(getattr(active, "mode", "pan_zoom")) not in HARMLESS:
+            dock.viewer.layers.selection.active = active  # the user is painting
         told = f"Looked in {made['seconds']:.1f} s on {made['device']}."
         if flat:
             told += f" {flat[0]} is the same everywhere: it selects nothing here."
@@ -131,6 +137,11 @@ class Looking:
 
     def _finished(self) -> None:
         self.job = None
-        self.dock.form.busy(False)
-        self.dock.enable()
-        self.dock.look_for_missing()
+        dock = self.dock
+        dock.form.busy(False)
+        if self._stopped:  # what was not made is not wanted any more
+            for name in dock.form.tree.shown:
+                if name not in dock.maps:
+                    dock.form.tree.tick(name, False)
+        dock.enable()
+        dock.look_for_missing()

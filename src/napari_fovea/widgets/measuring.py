@@ -22,7 +22,7 @@ def instances_of(shown: MapLayers) -> Labels | None:
     """Find the plugin's instances of the image that is looked at."""
     source = shown.source
     found = shown.viewer.layers
-    return layers.find(found, source.name, "instances", ndim=source.ndim)
+    return layers.find(found, source, "instances")
 
 
 def plane_of(shown: MapLayers, instances: Labels) -> tuple[tuple[int, ...], np.ndarray]:

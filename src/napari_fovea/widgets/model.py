@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from qtpy.compat import isalive
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import (
     QComboBox,
@@ -69,6 +70,8 @@ class ModelPicker(QComboBox):
         self.session.offer(entries)
 
     def _list(self) -> None:
+        if not isalive(self):
+            return  # its window was closed; the session goes on
         self.blockSignals(True)
         self.clear()
         for entry in self.session.entries:
@@ -76,7 +79,7 @@ class ModelPicker(QComboBox):
         self.blockSignals(False)
 
     def _show(self) -> None:
-        if self.session.chosen is not None:
+        if self.session.chosen is not None and isalive(self):
             self.setCurrentIndex(self.session.entries.index(self.session.chosen))
 
     def _choose(self, index: int) -> None:
@@ -169,6 +172,8 @@ class ModelDock(QWidget):
         self.message.show()
 
     def _list_devices(self) -> None:
+        if not isalive(self):
+            return
         self.devices.blockSignals(True)
         self.devices.clear()
         best = self.session.devices[0] if self.session.devices else "cpu"
@@ -180,7 +185,7 @@ class ModelDock(QWidget):
 
     def _show(self) -> None:
         entry = self.session.chosen
-        if entry is None:
+        if entry is None or not isalive(self):
             return
         self.message.hide()
         self.facts.setText(_describe(entry))

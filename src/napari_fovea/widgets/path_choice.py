@@ -53,7 +53,11 @@ def choices(found: Iterable[Layer]) -> list[Choice]:
         if path is None or type(path).__name__ != "FocusPath" or not len(path):
             continue
         assert isinstance(note, dict)
-        image = {"name": note.get("source"), "offset": note.get("region_offset")}
+        image = {
+            "name": note.get("source"),
+            "id": note.get("source_id"),
+            "offset": note.get("region_offset"),
+        }
         made.append(Choice(layer.name, path, image, note.get("provenance") or {}))
     return made
 

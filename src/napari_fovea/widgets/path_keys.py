@@ -42,29 +42,32 @@ class Pointing:
             shortcut.activated.connect(act)
 
     def take_hold(self) -> None:
-        """Take keys and clicks."""
-        for key, act in self._keys.items():
-            self.dock.viewer.bind_key(key, act, overwrite=True)
+        """Take clicks; keys only while there is something to play."""
         self.dock.viewer.mouse_drag_callbacks.append(self._clicked)
 
     def let_go(self) -> None:
-        """Give them back, unless somebody else has them now."""
-        viewer = self.dock.viewer
-        for key, act in self._keys.items():
-            if act in viewer.keymap.values():
-                viewer.bind_key(key, None)
+        """Give clicks and keys back."""
         self.bind(None)
-        if self._clicked in viewer.mouse_drag_callbacks:
-            viewer.mouse_drag_callbacks.remove(self._clicked)
+        callbacks = self.dock.viewer.mouse_drag_callbacks
+        if self._clicked in callbacks:
+            callbacks.remove(self._clicked)
 
     def bind(self, layer: Layer | None) -> None:
-        """Let the keys work while a layer of the replay is active; None: no more."""
-        if self._bound is not None and self._bound is not layer:
-            for key in self._keys:
-                self._bound.bind_key(key, None)
-        if layer is not None and self._bound is not layer:
-            for key, act in self._keys.items():
-                layer.bind_key(key, act, overwrite=True)
+        """Take the keys of the viewer and of the active layer; None gives them back.
+
+        Keys of a layer come before those of the viewer.
+        """
+        if layer is self._bound:
+            return
+        viewer = self.dock.viewer
+        for key, act in self._keys.items():
+            for holder in (viewer, self._bound):
+                # Unless somebody else has them now.
+                if holder is not None and act in holder.keymap.values():
+                    holder.bind_key(key, None)
+            for holder in (viewer, layer):
+                if layer is not None:
+                    holder.bind_key(key, act, overwrite=True)
         self._bound = layer
 
     def _play(self, of: Any = None) -> None:

@@ -55,7 +55,7 @@ class PathLayers:
 
     def layer(self, role: str) -> Layer | None:
         """Find the layer of a role, if it is there."""
-        return layers.find(self.viewer.layers, self._name, role, ndim=2)
+        return layers.find(self.viewer.layers, self.source, role, ndim=2)
 
     def there(self) -> bool:
         """Whether the layers of the retina and of its image are in the viewer."""
@@ -164,22 +164,32 @@ class PathLayers:
         if layer is None:
             layer = self._add("shapes", "retina", "retina", None, opacity=1.0)
         mine = layers.own(layer) or {}
-        if mine.get("grid") != (grid.d, grid.r):
+        if mine.get("grid") != (grid.d, grid.r) or layer.nshapes != len(boxes):
             layer.data = []
             layer.add_rectangles(
                 boxes, edge_width=grid.d / 90, edge_color="white", face_color=_HIDDEN
             )
         place = layers.plane_placement(self.source, self._offset, scale=self.path.scale)
         layers.move(layer, place)
-        known = {k: mine[k] for k in ("source", "role") if k in mine}
+        known = {k: mine[k] for k in ("source", "source_id", "role") if k in mine}
         layer.metadata = {layers.KEY: {**known, "grid": (grid.d, grid.r), **note}}
+        self._in_order()
+
+    def _in_order(self) -> None:
+        """Have the retina on top and the map below, where some were made anew."""
+        order = self.viewer.layers
+        found = [x for x in map(self.layer, ROLES) if x is not None]
+        places = [order.index(x) for x in found]
+        if places != sorted(places):
+            for layer in found:
+                order.move(order.index(layer), len(order))
 
     def _add(self, kind: str, role: str, ending: str, data: Any, **style: Any) -> Layer:
         return layers.put(
             self.viewer,
             kind,
             data,
-            source=self._name,
+            source=self.source,
             role=role,
             title=f"{self._name} {ending}",
             note={},

@@ -37,7 +37,7 @@ class MapMaker(QObject):
         self.step = -2
         """Step whose map is on show."""
         self._replay: Replay | None = None
-        self._job: Job | None = None
+        self.job: Job | None = None
         self._wanted: int | None = None
         self._hurry = True
         self._last = 0.0
@@ -53,7 +53,7 @@ class MapMaker(QObject):
     @property
     def idle(self) -> bool:
         """Whether the map that was asked for last has been made."""
-        return self._wanted is None and self._job is None
+        return self._wanted is None and self.job is None
 
     def load(self, path: FocusPath) -> tuple[int, int]:
         """Take a path of one plane; return height and width of its map."""
@@ -75,7 +75,7 @@ class MapMaker(QObject):
     def ask(self, step: int, *, hurry: bool = True) -> None:
         """Want the map after a step, at once or as soon as another map is due."""
         self._wanted, self._hurry = step, hurry
-        if self._job is not None:
+        if self.job is not None:
             return
         if hurry:
             self._later.stop()
@@ -86,7 +86,7 @@ class MapMaker(QObject):
 
     def _begin(self) -> None:
         replay, step = self._replay, self._wanted
-        if replay is None or step is None or self._job is not None:
+        if replay is None or step is None or self.job is not None:
             return
         self._wanted = None
 
@@ -98,11 +98,11 @@ class MapMaker(QObject):
                 painted = map_colours(replay.at(step).probabilities)
             return replay, step, painted, replay.scale
 
-        self._job = Job(call(make))
-        self._job.returned.connect(self._take)
-        self._job.errored.connect(self.failed.emit)
-        self._job.finished.connect(self._finished)
-        self._job.start()
+        self.job = Job(call(make))
+        self.job.returned.connect(self._take)
+        self.job.errored.connect(self.failed.emit)
+        self.job.finished.connect(self._finished)
+        self.job.start()
 
     def _take(self, found: Any) -> None:
         replay, step, painted, scale = found
@@ -112,6 +112,6 @@ class MapMaker(QObject):
             self.made.emit(painted, scale)
 
     def _finished(self) -> None:
-        self._job = None
+        self.job = None
         if self._wanted is not None:
             self.ask(self._wanted, hurry=self._hurry)

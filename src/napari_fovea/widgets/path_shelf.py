@@ -10,7 +10,7 @@ from qtpy.QtWidgets import QFileDialog
 
 from napari_fovea.widgets import layers
 from napari_fovea.widgets.job import Job, call
-from napari_fovea.widgets.path_choice import Choice, choices, images, size_of
+from napari_fovea.widgets.path_choice import Choice, choices, fits, images, size_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +34,7 @@ class PathShelf:
         self.form = dock.form
         self.viewer = dock.viewer
         self._opened: list[Choice] = []
-        self._jobs: list[Job] = []
+        self.jobs: list[Job] = []
         self.form.paths.currentIndexChanged.connect(self._chosen)
         self.form.images.currentIndexChanged.connect(lambda _: dock.load())
         self.form.open_button.clicked.connect(self._ask_for_file)
@@ -42,13 +42,13 @@ class PathShelf:
 
     def stop(self) -> None:
         """Stop for good: the dock is closed."""
-        for job in self._jobs:
+        for job in self.jobs:
             job.quit()
 
     @property
     def busy(self) -> bool:
         """Whether a file is being read, or an image compared."""
-        return bool(self._jobs)
+        return bool(self.jobs)
 
     @property
     def choice(self) -> Choice | None:
@@ -99,15 +99,22 @@ class PathShelf:
             return
         form = self.form
         form.images.blockSignals(True)
-        named = form.images.findText(str(choice.image.get("name")))
+        named = form.images.findData(str(choice.image.get("id")))
+        if named < 0 and choice.image.get("id") is None:
+            named = form.images.findText(str(choice.image.get("name")))
         active = self.viewer.layers.selection.active
         current = form.images.findData(str(getattr(active, "unique_id", "")))
-        if named >= 0 and choice.file is None:
+        if named >= 0 and (choice.file is None or self._fits(choice, named)):
             form.images.setCurrentIndex(named)
         elif current >= 0:
             form.images.setCurrentIndex(current)
         form.images.blockSignals(False)
         self.dock.load()
+
+    def _fits(self, choice: Choice, index: int) -> bool:
+        wanted = self.form.images.itemData(index)
+        found = images(self.viewer.layers)
+        return any(str(x.unique_id) == wanted and fits(choice, x) for x in found)
 
     def _ask_for_file(self) -> None:
         file, _ = QFileDialog.getOpenFileName(
@@ -147,16 +154,22 @@ class PathShelf:
         self._opened = [c for c in self._opened if c.file != choice.file]
         self._opened.append(choice)
         self.list_paths()
-        self.form.paths.setCurrentIndex(self.form.paths.findText(choice.name))
-        if self.dock.path is None:
+        self._choose(choice)
+
+    def _choose(self, choice: Choice) -> None:
+        """Choose one of several that may have the same name."""
+        box = self.form.paths
+        index = next(i for i in range(box.count()) if box.itemData(i) is choice)
+        if index == box.currentIndex():
             self._chosen()
+        box.setCurrentIndex(index)
 
     def _start(self, make: Any, then: Any) -> None:
         job = Job(make)
-        self._jobs.append(job)
+        self.jobs.append(job)
         job.returned.connect(then)
         job.errored.connect(self.dock.complain)
-        job.finished.connect(partial(self._jobs.remove, job))
+        job.finished.connect(partial(self.jobs.remove, job))
         job.start()
 
     def offer_to_scale(self, choice: Choice, image: Image) -> None:
@@ -165,8 +178,8 @@ class PathShelf:
         axes = "" if len(choice.path.lead) in (0, image.ndim - 2) else " in a stack"
         self.form.say(
             f"This path was walked on an image of {mine[0]}×{mine[1]} pixels{axes}; "
-            f"{image.name!r} has {size[0]}×{size[1]}: choose its own image, or scale "
-            "the path to this one.",
+            f"{image.name!r} has {size[0]}×{size[1]}: choose its own image"
+            + ("." if axes else ", or scale the path to this one."),
             wrong=True,
         )
         self.form.fit_button.setVisible(not axes)
@@ -208,7 +221,7 @@ class PathShelf:
         chosen = str(image.unique_id)
         self.list_paths()
         self.form.paths.blockSignals(True)
-        self.form.paths.setCurrentIndex(self.form.paths.findText(name))
+        self._choose(fitted)
         self.form.paths.blockSignals(False)
         self.form.images.setCurrentIndex(self.form.images.findData(chosen))
         self.dock.load()

@@ -88,10 +88,7 @@ class Player(QObject):
     def _tick(self) -> None:
         target = self._from + int((time.perf_counter() - self._since) * self._speed)
         if target >= self.count:
-            if self.loop:
-                self.go(0)
-                return
-            target = self.count - 1
+            target = target % self.count if self.loop else self.count - 1
         if target != self.step:
             self.step = target
             self.stepped.emit(target)

@@ -121,7 +121,7 @@ class ResultLayers:
 
     def layer(self, role: str) -> Layer | None:
         """Find the layer of a role, if it is there."""
-        return layers.find(self.viewer.layers, self._name, role, ndim=self.source.ndim)
+        return layers.find(self.viewer.layers, self.source, role)
 
     def prepare(
         self, started: Started, then: Callable[[], None], *, live: bool
@@ -192,7 +192,7 @@ class ResultLayers:
             self.viewer,
             kind,
             data,
-            source=self._name,
+            source=self.source,
             role=role,
             title=f"{self._name} {ending}",
             note=note or {},
