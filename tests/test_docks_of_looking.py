@@ -159,6 +159,7 @@ def test_what_the_user_hid_stays_hidden_on_other_planes(
     viewer.layers["cells way so far"].visible = False
     viewer.layers.selection.active = viewer.layers["cells"]
     viewer.dims.set_current_step(0, 1)
+    qtbot.waitUntil(lambda: player.plane == 1, timeout=5_000)
     assert not viewer.layers["cells way so far"].visible
     assert viewer.layers["cells retina"].visible
     assert viewer.layers.selection.active.name == "cells"
@@ -224,7 +225,123 @@ def test_hostile_facts_about_an_image_are_refused(
     assert player.path is None
 
 
+def test_files_of_one_name_can_both_be_chosen(
+    viewer: Any, player: FocusPathDock, qtbot: Any, scanned: Any, tmp_path: Path
+) -> None:
+    image, path = scanned
+    viewer.add_image(image, name="cells")
+    short = replace(
+        path,
+        corners=path.corners[:9],
+        entropies=path.entropies[:9],
+        steps=path.steps[:9],
+        planes=path.planes[:9],
+        pmfs=path.pmfs[:9],
+    )
+    for folder, one in (("a", path), ("b", short)):
+        save_path(Recorded(one), tmp_path / folder / "cells.focus")
+        opened(player, qtbot, tmp_path / folder / "cells.focus")
+        assert len(player.path) == len(one)
+
+
+def test_keys_are_napari_s_while_nothing_is_loaded(
+    viewer: Any, player: FocusPathDock, qtbot: Any, scanned: Any
+) -> None:
+    assert not {"Left", "Right", "Space"} & {str(k) for k in viewer.keymap}
+    viewer.add_image(scanned[0], name="cells")
+    holder = noted(viewer, "result", scanned[1])
+    settled(player, qtbot)
+    assert {"Left", "Right", "Space"} <= {str(k) for k in viewer.keymap}
+    viewer.layers.remove(holder)
+    assert player.path is None
+    assert not {"Left", "Right", "Space"} & {str(k) for k in viewer.keymap}
+
+
+@pytest.mark.filterwarnings("ignore:Non-orthogonal slicing")
+def test_a_stack_with_a_replay_can_be_cleared(
+    viewer: Any, player: FocusPathDock, qtbot: Any, scanned: Any
+) -> None:
+    stack = np.stack([scanned[0]] * 3)
+    viewer.add_image(stack, name="cells", scale=(4, 1, 1), rotate=(10, 20, 30))
+    viewer.dims.set_current_step(0, 1)
+    noted(viewer, "result", scanned[1])
+    settled(player, qtbot)
+    viewer.layers.clear()
+    qtbot.wait(50)
+    assert len(viewer.layers) == 0
+    assert player.path is None
+
+
 # -- attention ----------------------------------------------------------------------
+
+
+def test_a_renamed_image_keeps_its_layers(
+    viewer: Any,
+    dock: AttentionDock,
+    player: FocusPathDock,
+    segmenting: SegmentDock,
+    qtbot: Any,
+    picture: np.ndarray,
+) -> None:
+    source = viewer.add_image(picture, name="cells")
+    choose(dock, qtbot, "retina")
+    segmenting.budget.setValue(30)
+    run(segmenting, qtbot)
+    tick(dock, qtbot, "entropy")
+    settled(player, qtbot)
+    before = {x.name for x in viewer.layers}
+    source.name = "renamed"
+    dock.form.measure_button.click()
+    assert "Measured" in dock.form.status.text()
+    run(segmenting, qtbot, "renamed")
+    settled(player, qtbot)
+    assert {x.name for x in viewer.layers} == (before - {"cells"}) | {"renamed"}
+    # Another image has its old name now, and nothing else of it.
+    viewer.add_image(picture[::-1], name="cells")
+    assert dock.form.images.currentText() == "cells"
+    tick(dock, qtbot, "entropy")
+    dock.form.measure_button.click()
+    assert "no objects" in dock.form.status.text()
+
+
+def test_a_model_that_cannot_be_read_is_told_once(
+    viewer: Any, dock: AttentionDock, shared: Session, qtbot: Any, picture: np.ndarray
+) -> None:
+    viewer.add_image(picture, name="cells")
+    choose(dock, qtbot, "focusnet")
+    broken = next(e for e in shared.entries if e.path.name == "unet.safetensors")
+    broken.path.write_bytes(broken.path.read_bytes()[:500])
+    shared.choose(broken)
+    qtbot.waitUntil(lambda: dock.offers(broken), timeout=20_000)
+    assert dock.form.status.text().startswith("⚠")
+    assert dock.form.tree.names == ()
+
+
+@pytest.mark.parametrize("what", ["look", "ask"])
+def test_a_window_may_be_closed_in_the_middle(
+    make_napari_viewer_proxy: Any, shared: Session, qtbot: Any, what: str
+) -> None:
+    from napari_fovea.widgets.attention import AttentionDock
+
+    rng = np.random.default_rng(0)
+    viewer = make_napari_viewer_proxy(show=True)
+    dock = AttentionDock(viewer, shared=shared)
+    viewer.window.add_dock_widget(dock, name="Attention")
+    image = rng.integers(0, 255, (400, 400), dtype=np.uint8)
+    viewer.add_image(image, name="cells")
+    choose(dock, qtbot, "retina")
+    if what == "look":
+        dock.form.tree.tick("overlap", True)
+        qtbot.waitUntil(lambda: dock.job is not None, timeout=20_000)
+        job = dock.job
+    else:
+        dock.form.ask.setChecked(True)
+        dock.asking.ask((40, 60))
+        job = dock.asking.job
+    viewer.close()
+    qtbot.waitUntil(lambda: not job.is_running, timeout=60_000)
+    qtbot.wait(100)
+    shared.choose(shared.entries[0])  # the session outlives the window
 
 
 def test_maps_and_answers_are_of_the_run_on_show(

@@ -316,17 +316,19 @@ def test_a_stack_shows_the_path_of_the_plane_in_view(
     opened(dock, qtbot, tmp_path / "stack.focus")
     for plane in (2, 0):
         viewer.dims.set_current_step(0, plane)
+        qtbot.waitUntil(lambda plane=plane: dock.plane == plane, timeout=5_000)
         settled(dock, qtbot)
         mine = result.path.of_plane(plane)
         np.testing.assert_array_equal(dock.path.corners, mine.corners)
         assert layer(viewer, "retina").ndim == 2
         assert layer(viewer, "retina").visible
     viewer.dims.set_current_step(0, 1)
-    assert dock.path is None
+    qtbot.waitUntil(lambda: dock.path is None, timeout=5_000)
     assert "No fixation" in dock.form.status.text()
     assert not layer(viewer, "retina").visible
     viewer.dims.set_current_step(0, 2)
-    assert dock.path is not None
+    qtbot.waitUntil(lambda: dock.path is not None, timeout=5_000)
+    settled(dock, qtbot)
 
 
 def test_everything_can_be_saved(

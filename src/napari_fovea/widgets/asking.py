@@ -147,11 +147,13 @@ class Asking:
         dock.form.say(f"Asking what decided {what}…")
         self.job = Job(make)
         self.job.yielded.connect(
-            lambda event: dock.form.progress.setValue(round(1000 * event.fraction))
+            dock.safely(lambda e: dock.form.progress.setValue(round(1000 * e.fraction)))
         )
-        self.job.returned.connect(lambda found: self._answered(what, shown, *found))
+        self.job.returned.connect(
+            dock.safely(lambda found: self._answered(what, shown, *found))
+        )
         self.job.errored.connect(dock.complain)
-        self.job.finished.connect(self._finished)
+        self.job.finished.connect(dock.safely(self._finished))
         self.job.start()
 
     def _finished(self) -> None:

@@ -191,7 +191,9 @@ class AttentionDock(Dock):
 
         self._listing = Job(call(read))
         self._listing.returned.connect(self._offer)
-        self._listing.errored.connect(lambda error: self._not_listed(entry, error))
+        self._listing.errored.connect(
+            self.safely(lambda error: self._not_listed(entry, error))
+        )
         self._listing.finished.connect(self._listed)
         self._listing.start()
 

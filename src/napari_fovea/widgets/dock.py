@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import ref
 
+from qtpy.compat import isalive
 from qtpy.QtCore import QEvent
 from qtpy.QtWidgets import QWidget
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Dock(QWidget):
@@ -25,6 +29,18 @@ class Dock(QWidget):
             self.holds = True
             self.take_hold()
             self.refresh()
+
+    def safely(self, act: Callable[..., Any]) -> Callable[..., None]:
+        """Let a job call a function only while the dock is there.
+
+        Qt disconnects methods of widgets that are gone, but no other functions.
+        """
+
+        def run(*told: Any) -> None:
+            if isalive(self):
+                act(*told)
+
+        return run
 
     def take_hold(self) -> None:
         """Connect to what happens in the viewer and in other docks."""

@@ -311,11 +311,6 @@ def put(
     known = {"source": source.name, "source_id": str(source.unique_id), "role": role}
     metadata = {KEY: {**note, **known}}
     layer = find(viewer.layers, source, role, ndim=len(place["scale"]))
-    if layer is not None and kind == "image" and layer.rgb != style.get("rgb", False):
-        viewer.layers.remove(
-            layer
-        )  # napari takes no colours for grey, or grey for them
-        layer = None
     if layer is not None:
         layer.data = data
         move(layer, place)

@@ -88,11 +88,13 @@ class Looking:
         self.failed = self._stopped = False
         self.job = Job(make)
         self.job.yielded.connect(
-            lambda event: form.progress.setValue(round(1000 * event.fraction))
+            dock.safely(lambda e: form.progress.setValue(round(1000 * e.fraction)))
         )
-        self.job.returned.connect(lambda found: self._looked(shown, *found))
-        self.job.errored.connect(self._complain)
-        self.job.finished.connect(self._finished)
+        self.job.returned.connect(
+            dock.safely(lambda found: self._looked(shown, *found))
+        )
+        self.job.errored.connect(dock.safely(self._complain))
+        self.job.finished.connect(dock.safely(self._finished))
         dock.enable()
         self.job.start()
 

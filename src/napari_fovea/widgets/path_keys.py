@@ -59,15 +59,15 @@ class Pointing:
         """
         if layer is self._bound:
             return
-        viewer = self.dock.viewer
+        viewer: Any = self.dock.viewer
+        held = [viewer] if self._bound is None else [viewer, self._bound]
+        wanted = [] if layer is None else [viewer, layer]
         for key, act in self._keys.items():
-            for holder in (viewer, self._bound):
-                # Unless somebody else has them now.
-                if holder is not None and act in holder.keymap.values():
+            for holder in held:
+                if act in holder.keymap.values():  # else somebody has it now
                     holder.bind_key(key, None)
-            for holder in (viewer, layer):
-                if layer is not None:
-                    holder.bind_key(key, act, overwrite=True)
+            for holder in wanted:
+                holder.bind_key(key, act, overwrite=True)
         self._bound = layer
 
     def _play(self, of: Any = None) -> None:

@@ -78,16 +78,19 @@ class Saving:
     def _run(self, make: Any, file: Path) -> None:
         form = self.dock.form
         self.job = Job(make)
+        safely = self.dock.safely
         self.job.yielded.connect(
-            lambda e: form.progress.setValue(round(1000 * e.fraction))
+            safely(lambda e: form.progress.setValue(round(1000 * e.fraction)))
         )
         self.job.returned.connect(
-            lambda made: form.say(
-                f"Saved {file}" if made is not None else f"{file.name} was not saved."
+            safely(
+                lambda made: form.say(
+                    f"{file.name} was not saved." if made is None else f"Saved {file}"
+                )
             )
         )
         self.job.errored.connect(self.dock.complain)
-        self.job.finished.connect(self._finished)
+        self.job.finished.connect(safely(self._finished))
         form.progress.setValue(0)
         form.busy(True)
         form.say(f"Saving {file.name}…")

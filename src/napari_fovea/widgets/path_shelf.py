@@ -35,7 +35,8 @@ class PathShelf:
         self.viewer = dock.viewer
         self._opened: list[Choice] = []
         self.jobs: list[Job] = []
-        self.form.paths.currentIndexChanged.connect(self._chosen)
+        self._awaited: str | None = None
+        self.form.paths.currentIndexChanged.connect(self._chosen_by_user)
         self.form.images.currentIndexChanged.connect(lambda _: dock.load())
         self.form.open_button.clicked.connect(self._ask_for_file)
         self.form.fit_button.clicked.connect(self.scale_to_image)
@@ -73,8 +74,15 @@ class PathShelf:
         kept = _found(offered, lambda c: chosen is not None and c.path is chosen.path)
         # Else what a new run has put in its place; else the newest of all.
         new = _found(offered, lambda c: chosen is not None and c.name == chosen.name)
-        last = len(offered) - 1
-        form.paths.setCurrentIndex(next(i for i in (kept, new, last) if i is not None))
+        # A run that begins takes its layer's path away until it ends.
+        back = _found(offered, lambda c: c.name == self._awaited)
+        if kept is None and new is None and chosen is not None:
+            self._awaited = chosen.name
+        if back is not None:
+            self._awaited = None
+        places = (back, kept, new, len(offered) - 1)
+        place = next(i for i in places if i is not None)
+        form.paths.setCurrentIndex(place)
         form.paths.blockSignals(False)
         image = form.images.currentData()
         form.images.blockSignals(True)
@@ -89,8 +97,12 @@ class PathShelf:
                 "Segment an image with a retina model, or open a saved path, to see "
                 "where it looked."
             )
-        elif kept is None:
+        elif chosen is None or offered[place].path is not chosen.path:
             self._chosen()
+
+    def _chosen_by_user(self, index: int) -> None:
+        self._awaited = None
+        self._chosen()
 
     def _chosen(self, index: int = 0) -> None:
         """Choose the image that the path says it was walked on, and load it."""
@@ -167,7 +179,7 @@ class PathShelf:
     def _start(self, make: Any, then: Any) -> None:
         job = Job(make)
         self.jobs.append(job)
-        job.returned.connect(then)
+        job.returned.connect(self.dock.safely(then))
         job.errored.connect(self.dock.complain)
         job.finished.connect(partial(self.jobs.remove, job))
         job.start()
