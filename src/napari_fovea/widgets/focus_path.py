@@ -11,15 +11,17 @@ from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QVBoxLayout
 
 from napari_fovea.errors import FoveaError
-from napari_fovea.widgets import layers
 from napari_fovea.widgets.clicking import HARMLESS
 from napari_fovea.widgets.dock import Dock
 from napari_fovea.widgets.focus_path_form import FocusPathForm
 from napari_fovea.widgets.path_choice import (
     Choice,
+    about,
     fits,
+    hide_whole,
     offset_of,
     plane_in_view,
+    tell,
 )
 from napari_fovea.widgets.path_keys import Pointing
 from napari_fovea.widgets.path_layers import PathLayers
@@ -179,7 +181,7 @@ class FocusPathDock(Dock):
             return
         self.form.explain_colours(choice.path.classes)
         self._load_plane(choice, image)
-        self._hide_whole(choice)
+        hide_whole(self.viewer.layers, choice)
         self._select_retina()
         if choice.file is not None:
             self.shelf.compare(choice, image)
@@ -228,24 +230,9 @@ class FocusPathDock(Dock):
         form.slider.blockSignals(False)
         form.fit_button.hide()
         form.enable(True)
-        form.say(self._about(choice, path))
+        form.say(about(choice, path))
         # All of it, as the result shows it; playing begins at the first fixation.
         self.player.go(len(path) - 1)
-
-    def _hide_whole(self, choice: Choice) -> None:
-        """Hide the result that shows the whole way at once."""
-        for layer in self.viewer.layers:
-            if (layers.own(layer) or {}).get("path") is choice.path:
-                layer.visible = False
-
-    def _about(self, choice: Choice, path: FocusPath) -> str:
-        grid = path.grid
-        told = f"{len(path)} fixations of a retina with d = {grid.d}, r = {grid.r}"
-        model = choice.provenance.get("model")
-        told += f" by {model}." if model else "."
-        if path.pmfs is None:
-            told += " What it saw was not recorded: there is no map to show."
-        return told
 
     def unload(self) -> None:
         """Show nothing; layers are kept for the next path."""
@@ -382,21 +369,9 @@ class FocusPathDock(Dock):
             form.slider.blockSignals(True)
             form.slider.setValue(step)
             form.slider.blockSignals(False)
-            form.told.setText(self._tell(step))
+            form.told.setText(tell(self.path, step))
         if form.follow.isChecked():
             self._follow(step)
-
-    def _tell(self, step: int) -> str:
-        path = self.path
-        assert path is not None
-        told = (
-            f"Fixation {step + 1} of {len(path)} · H = {path.entropies[step]:.2f} nats"
-        )
-        if path.pmfs is None or not path.classes:
-            return told
-        fovea = path.fovea(step)
-        best = int(fovea.argmax())
-        return f"{told} · centre: {path.classes[best]} {fovea[best]:.0%}"
 
     def _follow(self, step: int) -> None:
         assert self.layers is not None

@@ -147,3 +147,31 @@ def plane_in_view(choice: Choice, image: Layer, dims: Any) -> int | None:
     if any(not 0 <= i < n for i, n in zip(inside, choice.path.lead, strict=True)):
         return None
     return int(np.ravel_multi_index(inside, choice.path.lead))
+
+
+def about(choice: Choice, path: FocusPath) -> str:
+    """Tell of a path of one plane in a sentence or two."""
+    grid = path.grid
+    told = f"{len(path)} fixations of a retina with d = {grid.d}, r = {grid.r}"
+    model = choice.provenance.get("model")
+    told += f" by {model}." if model else "."
+    if path.pmfs is None:
+        told += " What it saw was not recorded: there is no map to show."
+    return told
+
+
+def tell(path: FocusPath, step: int) -> str:
+    """Tell of one fixation: how unsure it was, and what it saw in the middle."""
+    told = f"Fixation {step + 1} of {len(path)} · H = {path.entropies[step]:.2f} nats"
+    if path.pmfs is None or not path.classes:
+        return told
+    fovea = path.fovea(step)
+    best = int(fovea.argmax())
+    return f"{told} · centre: {path.classes[best]} {fovea[best]:.0%}"
+
+
+def hide_whole(found: Iterable[Layer], choice: Choice) -> None:
+    """Hide the result layer that shows the whole way at once."""
+    for layer in found:
+        if (layers.own(layer) or {}).get("path") is choice.path:
+            layer.visible = False
