@@ -410,7 +410,6 @@ def read_or_refused(file: Path) -> None:
     except PathError:
         return
     assert path.centres.shape == (len(path), 2)
-    assert path.length() >= 0
     assert path.of_plane(0).best_look((3, 3)) is None or len(path)
     assert path.image_shape is None or min(path.image_shape) >= 0
     write_table(path, file.with_suffix(".csv"))

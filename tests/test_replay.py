@@ -542,26 +542,6 @@ def test_a_path_that_does_not_know_its_image_says_so() -> None:
         finest_levels(path)
 
 
-def test_the_length_is_walked_on_the_image_plane_by_plane() -> None:
-    corners = np.array([[0, 0], [3, 4], [3, 4], [50, 60], [50, 61]])
-    path = FocusPath(
-        corners,
-        np.zeros(5, np.float32),
-        np.ones(5, np.int64),
-        RetinaGrid(8, 1),
-        scale=(2.0, 2.0),
-        planes=np.array([0, 0, 0, 1, 1]),
-    )
-    assert path.length() == pytest.approx(2 * (5 + 0 + 1))
-    assert path.of_plane(1).length() == pytest.approx(2)
-    assert path.of_plane(2).length() == 0
-    uneven = FocusPath(
-        path.corners, path.entropies, path.steps, path.grid, scale=(4.0, 1.0)
-    )
-    legs = [math.hypot(12, 4), 0, math.hypot(4 * 47, 56), 1]
-    assert uneven.length() == pytest.approx(sum(legs))
-
-
 @pytest.mark.parametrize(
     ("name", "value"),
     [

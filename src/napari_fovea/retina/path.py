@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -192,8 +191,3 @@ class FocusPath:
         away = (place - self.corners[steps] - self.grid.d / 2) * self.scale
         far = (away**2).sum(1)
         return int(steps[np.lexsort((far, areas))[0]])
-
-    def length(self) -> float:
-        """Distance that the focus walked, in pixels of the user's image."""
-        legs = np.diff(self.centres, axis=0)[np.diff(self.planes) == 0]
-        return math.fsum(np.hypot(legs[:, 0], legs[:, 1]).tolist())

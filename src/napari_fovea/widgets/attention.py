@@ -166,7 +166,6 @@ class AttentionDock(Dock):
     def _removed(self, event: Any = None) -> None:
         if self.shown is not None and self.shown.source not in self.viewer.layers:
             gone = self.shown.source.name
-            self.looking.cancel()
             self.forget()
             self.list_images()
             self.form.say(f"The image {gone!r} was removed.", wrong=True)
@@ -302,8 +301,7 @@ class AttentionDock(Dock):
     def show_map(self, name: str) -> None:
         """Show a map that is there."""
         if self.shown is not None:
-            opacity = self.form.opacity.value() / 100
-            self.shown.show(self.maps[name], opacity=opacity)
+            self.shown.show(self.maps[name], opacity=self.opacity())
 
     def measure(self) -> None:
         """Write means over objects into the instances' features."""

@@ -211,7 +211,7 @@ class FocusPathDock(Dock):
         self._laying = True
         try:
             shown = PathLayers(self.viewer, image)
-            shown.load(path, offset_of(choice, image), shape=shape, note={})
+            shown.load(path, offset_of(choice, image), shape=shape)
             shown.bring_back(self._seen)
         finally:
             self._laying = False

@@ -94,7 +94,6 @@ class PathLayers:
         offset: tuple[float, ...],
         *,
         shape: tuple[int, int],
-        note: dict[str, Any],
     ) -> None:
         """Lay a path of one plane over the image, and show none of it yet.
 
@@ -106,8 +105,6 @@ class PathLayers:
             Index in the image's data where the scanned region begins, all axes.
         shape : tuple of int
             Height and width of the map that is replayed.
-        note : dict
-            Kept in the metadata of the retina's layer.
         """
         self.path = path
         self._offset = offset
@@ -116,12 +113,12 @@ class PathLayers:
         # Of a long way some places are left out, so that it has few pieces.
         self._every = max(1, -(-len(path) // (CHUNK * _CHUNKS)))
         self._way = path.centres[:: self._every]
-        height, width = (n * s for n, s in zip(shape, path.scale, strict=True))
-        self._line = max(height, width, path.grid.d) / 700
+        # The map may be shrunk: lines are as wide as suits the image.
+        self._line = max(*(path.image_shape or shape), path.grid.d) / 700
         self._put_map(shape)
         self._put_way()
         self._put_tail()
-        self._put_grid(note)
+        self._put_grid()
 
     def _put_map(self, shape: tuple[int, int]) -> None:
         clear = np.zeros((*shape, 4), dtype=np.uint8)
@@ -157,7 +154,7 @@ class PathLayers:
         start = np.repeat(self._way[:1], 2, axis=0)
         layer.add_paths([start], edge_color=_TAIL, edge_width=1.5 * self._line)
 
-    def _put_grid(self, note: dict[str, Any]) -> None:
+    def _put_grid(self) -> None:
         grid = self.path.grid
         boxes = layers.rectangles(grid.cells)
         layer = self.layer("retina")
@@ -172,7 +169,7 @@ class PathLayers:
         place = layers.plane_placement(self.source, self._offset, scale=self.path.scale)
         layers.move(layer, place)
         known = {k: mine[k] for k in ("source", "source_id", "role") if k in mine}
-        layer.metadata = {layers.KEY: {**known, "grid": (grid.d, grid.r), **note}}
+        layer.metadata = {layers.KEY: {**known, "grid": (grid.d, grid.r)}}
         self._in_order()
 
     def _in_order(self) -> None:
