@@ -347,8 +347,6 @@ def test_an_empty_image_is_refused() -> None:
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 50))
 @settings(max_examples=50, deadline=None)
 def test_reflection_equals_numpy(height: int, width: int, margin: int) -> None:
-    from napari_fovea.retina.scan import _reflect
-
     grid = RetinaGrid(16, 1)
     image = torch.rand(2, height, width)
     frame = Frame.around((height, width), grid=grid, margin=margin)
@@ -358,7 +356,7 @@ def test_reflection_equals_numpy(height: int, width: int, margin: int) -> None:
         [(0, 0), (margin, after[0]), (margin, after[1])],
         mode="reflect",
     )
-    np.testing.assert_array_equal(_reflect(image, frame), expected)
+    np.testing.assert_array_equal(frame.lay(image), expected)
 
 
 @pytest.mark.gpu

@@ -14,13 +14,15 @@ import torch
 
 from napari_fovea.errors import ModelError
 from napari_fovea.inference.reading import Seen, Step
-from napari_fovea.networks import AdaptedRetina, RetinaConfig, RetinaVGG
+from napari_fovea.inference.trunk import TrunkLook
+from napari_fovea.networks import AdaptedRetina, RetinaConfig, RetinaVGG, SharedRetina
 from napari_fovea.retina import (
     FUSIONS,
     POLICIES,
     CropLook,
     FocusPath,
     Fusion,
+    Look,
     Looked,
     Policy,
     Raster,
@@ -87,7 +89,11 @@ def scanning(
     Scan
     """
     margin = policy.margin(config.grid)
-    look = CropLook(network, image, grid=config.grid, margin=margin)
+    look: Look
+    if isinstance(network, SharedRetina):
+        look = TrunkLook(network, image, margin=margin)
+    else:
+        look = CropLook(network, image, grid=config.grid, margin=margin)
 
     def seeing(corners: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
@@ -125,8 +131,11 @@ def inference_network(model: Model, device: torch.device) -> Network:
         Crops (B, C, d, d) → logits (B, N, outputs).
     """
     network = copy.deepcopy(model.network).eval().to(device)
-    assert isinstance(network, RetinaVGG | AdaptedRetina)
+    assert isinstance(network, RetinaVGG | SharedRetina | AdaptedRetina)
     fast = network.folded().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    if isinstance(fast, SharedRetina):
+        return fast
 
     def forward(crops: torch.Tensor) -> torch.Tensor:
         crops = crops.contiguous(memory_format=torch.channels_last)

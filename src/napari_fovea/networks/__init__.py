@@ -26,6 +26,7 @@ from napari_fovea.networks.registry import (
     system_of,
     validate,
 )
+from napari_fovea.networks.shared_retina import SharedRetina, SharedRetinaConfig
 from napari_fovea.networks.unet import UNet, UNetConfig
 from napari_fovea.networks.vgg_retina import (
     PatchCenter,
@@ -55,6 +56,8 @@ __all__ = [
     "R2AttentionUNetConfig",
     "RetinaConfig",
     "RetinaVGG",
+    "SharedRetina",
+    "SharedRetinaConfig",
     "UNet",
     "UNetConfig",
     "attention_names",

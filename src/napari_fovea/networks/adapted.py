@@ -22,14 +22,19 @@ from torch import nn
 from torch.nn import functional
 
 from napari_fovea.errors import ModelError
-from napari_fovea.networks.blocks import DenseConfig, on_multiple, probabilities
+from napari_fovea.networks.blocks import (
+    DenseConfig,
+    fold,
+    on_multiple,
+    probabilities,
+)
 from napari_fovea.networks.registry import (
     NetworkConfig,
     build,
     register,
     validate,
 )
-from napari_fovea.networks.vgg_retina import RetinaConfig, RetinaVGG
+from napari_fovea.networks.vgg_retina import RetinaConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -379,14 +384,4 @@ class AdaptedRetina(_Reading):
 
     def folded(self) -> AdaptedRetina:
         """Return the same function without batch normalisation, for inference."""
-        assert isinstance(self.base, RetinaVGG)
-        folded = self.base.folded()
-        if folded is self.base:
-            return self
-        with torch.device("meta"):  # its first weights would be thrown away
-            plain = AdaptedRetina(self.config)
-        plain.to_empty(device=self.areas.device)
-        plain.cell_index, plain.areas = self.cell_index, self.areas
-        plain.reads.load_state_dict(self.reads.state_dict())
-        plain.base = folded
-        return plain.eval().requires_grad_(False)
+        return fold(self)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from pydantic import Field, model_validator
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from napari_fovea.networks.blocks import he_initialise
+from napari_fovea.networks.blocks import fold, he_initialise
 from napari_fovea.networks.registry import NetworkConfig, register
 from napari_fovea.retina.grid import RetinaGrid
 
@@ -70,23 +69,8 @@ class RetinaVGG(nn.Module):
         return logits
 
     def folded(self) -> RetinaVGG:
-        """Return the same function without batch normalisation, for inference.
-
-        Each normalisation becomes part of the convolution before it, which
-        changes the outputs by rounding only and saves a pass over every feature.
-        """
-        if not self.config.norm:
-            return self
-        with torch.device("meta"):  # its first weights would be thrown away
-            plain = RetinaVGG(self.config.model_copy(update={"norm": False}))
-        plain.to_empty(device=next(self.parameters()).device)
-        convolutions = [m for m in self.features if isinstance(m, nn.Conv2d)]
-        norms = [m for m in self.features if isinstance(m, nn.BatchNorm2d)]
-        targets = [m for m in plain.features if isinstance(m, nn.Conv2d)]
-        for target, layer, norm in zip(targets, convolutions, norms, strict=True):
-            target.load_state_dict(fuse_conv_bn_eval(layer, norm).state_dict())
-        plain.head.load_state_dict(self.head.state_dict())
-        return plain.eval().requires_grad_(False)
+        """Return the same function without batch normalisation, for inference."""
+        return fold(self)
 
 
 class PatchCenterConfig(VGGConfig):

@@ -46,6 +46,23 @@ class Frame:
         """Row and column of the image's first pixel on the canvas."""
         return self.inner[0].start, self.inner[1].start
 
+    def lay(self, image: torch.Tensor) -> torch.Tensor:
+        """Lay an image (C, H, W) on it, reflected as often as the margin needs."""
+        # Repeated channels share memory, and go on sharing it.
+        laid = image[:1] if image.stride(0) == 0 else image
+        for axis, (size, inner) in enumerate(
+            zip(self.shape, self.inner, strict=True), start=-2
+        ):
+            n = laid.shape[axis]
+            if n == size:
+                continue
+            period = max(2 * (n - 1), 1)
+            place = (torch.arange(size, device=image.device) - inner.start) % period
+            laid = laid.index_select(
+                axis, torch.where(place < n, place, period - place)
+            )
+        return laid.expand(len(image), -1, -1)
+
 
 @dataclass(frozen=True, slots=True)
 class Looked:
@@ -220,7 +237,8 @@ def _path(
     corners = torch.cat([s.corners for s in seen]).cpu().numpy()
     entropies = torch.cat([s.entropies for s in seen]).float().cpu().numpy()
     steps = torch.cat([s.steps for s in seen]).cpu().numpy()
-    pmfs = torch.cat([s.pmfs for s in seen]).cpu().numpy()
+    # Autocast on a CPU cannot join tensors of float16.
+    pmfs = np.concatenate([s.pmfs.cpu().numpy() for s in seen])
     if isinstance(policy, Raster):
         # Rows ran side by side; the path tells them one after another.
         order = np.lexsort((corners[:, 1], corners[:, 0]))
@@ -262,11 +280,8 @@ class CropLook:
     ) -> None:
         shape = (image.shape[-2], image.shape[-1])
         frame = Frame.around(shape, grid=grid, margin=margin)
-        # Repeated channels share memory, and go on sharing it.
-        distinct = image[:1] if image.stride(0) == 0 else image
-        padded = _reflect(distinct, frame).expand(len(image), -1, -1)
         # A view of every subarea; indexing it copies just the chosen ones.
-        self._subareas = padded.unfold(1, grid.d, 1).unfold(2, grid.d, 1)
+        self._subareas = frame.lay(image).unfold(1, grid.d, 1).unfold(2, grid.d, 1)
         self._origin = torch.tensor(frame.origin, device=image.device)
         self._network = network
 
@@ -278,17 +293,3 @@ class CropLook:
         """Subareas (B, C, d, d) at ``corners`` (B, 2) in pixels of the image."""
         y, x = (corners + self._origin).unbind(1)
         return self._subareas[:, y, x].transpose(0, 1)
-
-
-def _reflect(image: torch.Tensor, frame: Frame) -> torch.Tensor:
-    """Lay the image on its frame, reflected as often as the margin needs."""
-    for axis, (size, inner) in enumerate(
-        zip(frame.shape, frame.inner, strict=True), start=-2
-    ):
-        n = image.shape[axis]
-        if n == size:
-            continue
-        period = max(2 * (n - 1), 1)
-        place = (torch.arange(size, device=image.device) - inner.start) % period
-        image = image.index_select(axis, torch.where(place < n, place, period - place))
-    return image

@@ -64,6 +64,8 @@ class Recipe:
     boundary : float
         Share of views centred on boundaries between classes. The rest fall
         anywhere.
+    looks : int
+        Fixations on each scene (retina with a shared trunk).
     rescan : int
         Training images scanned before each epoch to find where it is uncertain.
     validate_every : int
@@ -99,6 +101,7 @@ class Recipe:
     members: int = 3
     uncertain: float = 0.0
     boundary: float = 0.0
+    looks: int = 0
     rescan: int = 0
     validate_every: int = 1
     validate_images: int = 32
@@ -110,6 +113,7 @@ class Recipe:
         """Its loss, for people."""
         own = {
             "retina-vgg": "cell cross-entropy",
+            "retina-shared": "cell cross-entropy",
             "patch-center": "cross-entropy",
             "mask-rcnn": "Mask R-CNN's five",
         }
@@ -179,6 +183,36 @@ RECIPES: dict[str, Recipe] = {
         boundary=0.25,
         rescan=12,
         validate_every=10,
+    ),
+    "retina-shared-small": Recipe(
+        "retina-shared",
+        "small",
+        epochs=120,
+        batch_size=8,
+        learning_rate=2e-3,
+        weight_decay=1e-4,
+        clip=1.0,
+        side=288,
+        border=True,
+        averaging=0.998,
+        boundary=0.6,
+        looks=64,
+        validate_every=10,
+        geometry=Geometry(zoom=(0.6, 1.7)),
+    ),
+    "retina-shared-paper": Recipe(
+        "retina-shared",
+        "paper",
+        epochs=200,
+        batch_size=8,
+        learning_rate=1e-4,
+        optimiser="adam",
+        schedule="constant",
+        side=512,
+        policy="raster",
+        looks=64,
+        augmentation=_AS_IS,
+        geometry=_TURNS,
     ),
     "patch-center-paper": Recipe(
         "patch-center",

@@ -118,16 +118,7 @@ class RetinaTask(Task[Crops]):
 
     def score(self, model: Model) -> float | None:
         """Mean Dice of the classes but background, by scanning validation images."""
-        if not self.validation:
-            return None
-        device = next(model.network.parameters()).device
-        scores = []
-        for sample in self.validation:
-            height, width = sample.image.shape[1:]
-            reader = RetinaReader(model, device, (height, width))
-            outputs = complete(reader.read(sample.image.to(device))).outputs
-            scores.append(class_dice(outputs, sample, model))
-        return float(np.mean(scores))
+        return scan_dice(model, self.validation)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return what a resumed run must remember."""
@@ -136,3 +127,17 @@ class RetinaTask(Task[Crops]):
     def restore(self, state: dict[str, torch.Tensor]) -> None:
         """Take up where `state` was taken."""
         self.uncertain = {int(i): p.numpy() for i, p in state.items()}
+
+
+def scan_dice(model: Model, samples: Sequence[Sample]) -> float | None:
+    """Mean Dice of the classes but background, by scanning; None without samples."""
+    if not samples:
+        return None
+    device = next(model.network.parameters()).device
+    scores = []
+    for sample in samples:
+        height, width = sample.image.shape[1:]
+        reader = RetinaReader(model, device, (height, width))
+        outputs = complete(reader.read(sample.image.to(device))).outputs
+        scores.append(class_dice(outputs, sample, model))
+    return float(np.mean(scores))

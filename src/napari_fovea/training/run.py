@@ -19,6 +19,7 @@ from napari_fovea.networks import (
     MaskRCNNConfig,
     PatchCenterConfig,
     RetinaConfig,
+    SharedRetinaConfig,
     build,
     name_of,
     named_configs,
@@ -287,7 +288,7 @@ def fresh_model(
             )
         load_backbone(network, backbone)
     scan: dict[str, Any] = {}
-    if recipe.network == "retina-vgg":
+    if isinstance(network.config, RetinaConfig):
         scan = {"policy": recipe.policy}
     elif recipe.tiles and recipe.side:
         scan = {"tile": recipe.side}
@@ -315,8 +316,10 @@ def task_for(
     from napari_fovea.training.dense import DenseTask, PatchTask
     from napari_fovea.training.detection import DetectionTask
     from napari_fovea.training.retina import RetinaTask
+    from napari_fovea.training.shared import SharedRetinaTask
 
     kinds: tuple[tuple[type[NetworkConfig], type[Task[Any]]], ...] = (
+        (SharedRetinaConfig, SharedRetinaTask),
         (RetinaConfig, RetinaTask),
         (PatchCenterConfig, PatchTask),
         (MaskRCNNConfig, DetectionTask),
