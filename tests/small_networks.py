@@ -24,6 +24,14 @@ DENSE: dict[str, dict[str, Any]] = {
 TINY: dict[str, dict[str, Any]] = DENSE | {
     "ensemble": {"member": "unet", "settings": DENSE["unet"], "members": 2},
     "retina-vgg": {"d": 32, "r": 2, "width": 4, "units": 8, "norm": True},
+    "retina-shared": {
+        "d": 32,
+        "r": 2,
+        "width": 4,
+        "units": 8,
+        "norm": True,
+        "pyramid": 6,
+    },
     "patch-center": {"d": 16, "width": 4, "units": 8},
     "mask-rcnn": {
         "backbone": "resnet18",

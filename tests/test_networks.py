@@ -67,6 +67,7 @@ def test_systems_are_those_of_the_papers() -> None:
         "mask-rcnn": "S4",
         "patch-center": "S0",
         "r2-attention-unet": "S2",
+        "retina-shared": "S0",
         "retina-vgg": "S0",
         "unet": "S0",
     }

@@ -141,7 +141,7 @@ def test_every_recipe_builds_its_network(name: str) -> None:
     expected = settings | {"channels": 1, "classes": len(model.outputs)}
     assert model.config == validate(recipe.network, expected)
     assert model.scan.get("tile") == (recipe.side if recipe.tiles else None)
-    if recipe.network == "retina-vgg":
+    if recipe.network in ("retina-vgg", "retina-shared"):
         paper = recipe.config == "paper"
         assert model.scan == {"policy": "raster" if paper else "seek"}
     assert recipe.loss in LOSSES
@@ -159,6 +159,7 @@ TINY: dict[str, dict[str, Any]] = {
     "mask-rcnn-small": {"width": 8, "pyramid": 16, "head_width": 32}
     | {"mask_width": 16, "rois_per_image": 32},
     "retina-small": {"d": 32, "r": 2, "width": 4, "units": 16},
+    "retina-shared-small": {"d": 32, "r": 2, "width": 4, "units": 16, "pyramid": 8},
 }
 
 
@@ -187,7 +188,8 @@ def learn(name: str, *, seed: int = 0, validation: int = 0, **changes: Any):
 
 
 @pytest.mark.parametrize(
-    "name", ["unet-small", "patch-center-paper", "mask-rcnn-small"]
+    "name",
+    ["unet-small", "patch-center-paper", "mask-rcnn-small", "retina-shared-small"],
 )
 def test_each_task_learns_without_validation(name: str) -> None:
     losses, scores, _ = learn(name)
@@ -196,7 +198,8 @@ def test_each_task_learns_without_validation(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["unet-small", "patch-center-paper", "mask-rcnn-small"]
+    "name",
+    ["unet-small", "patch-center-paper", "mask-rcnn-small", "retina-shared-small"],
 )
 def test_the_same_seed_gives_the_same_weights_and_score(name: str) -> None:
     changes = {"epochs": 1, "views": 8, "geometry": RECIPES["unet-small"].geometry}

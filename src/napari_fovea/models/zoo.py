@@ -17,7 +17,7 @@ from napari_fovea.errors import FoveaError, ModelError
 from napari_fovea.files import home
 from napari_fovea.models.checkpoint import Header, read_header
 from napari_fovea.models.checkpoint import load as load_file
-from napari_fovea.networks import system_of
+from napari_fovea.networks import RetinaConfig, config_of, system_of
 
 if TYPE_CHECKING:
     from napari_fovea.models.model import Model
@@ -54,7 +54,7 @@ class Entry:
     @property
     def focused(self) -> bool:
         """Whether it moves a focus over the image."""
-        return self.header.network == "retina-vgg"
+        return issubclass(config_of(self.header.network), RetinaConfig)
 
     @property
     def own(self) -> bool:

@@ -19,6 +19,7 @@ from napari_fovea.networks.r2_attention_unet import (
 from napari_fovea.networks.registry import (
     NetworkConfig,
     build,
+    config_of,
     name_of,
     named_configs,
     network_names,
@@ -63,6 +64,7 @@ __all__ = [
     "attention_names",
     "build",
     "capture_attention",
+    "config_of",
     "name_of",
     "named_configs",
     "network_names",

@@ -79,6 +79,11 @@ def system_of(name: str, settings: Mapping[str, Any] | None = None) -> str:
     return _entry(name).system
 
 
+def config_of(name: str) -> type[NetworkConfig]:
+    """Kind of settings that a registered network has."""
+    return _entry(name).config
+
+
 def name_of(network: nn.Module) -> str:
     """Name under which a network's class was registered."""
     for name, entry in _NETWORKS.items():

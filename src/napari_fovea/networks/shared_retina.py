@@ -45,9 +45,9 @@ class SharedRetina(nn.Module):
     The first paper shows each subarea to ten convolutions; where subareas overlap,
     the same pixels are seen again and again. Here the ten convolutions see the image
     once, at strides of 2, 4, 8 and 16 pixels, coarse scales are added to finer ones,
-    and a fixation reads 4×4 places of every level of the grid from the scale whose
-    features are as large as the level's cells: the subarea as a retina sees it. Corners
-    are pixels, so places fall between features and are interpolated.
+    and a fixation reads 4×4 places of every level of the grid from the coarsest scale
+    of which the level's cells hold whole features: the subarea as a retina sees it.
+    Corners are pixels, so places fall between features and are interpolated.
 
     What is read is told twice and added: a linear reading of each cell, the same for
     all cells of a level, and two dense layers that see the whole window, as in the
@@ -225,8 +225,9 @@ def places_of(config: SharedRetinaConfig, level: int) -> tuple[int, int]:
         Pixels per feature, and features along each axis that a cell is the mean of.
     """
     side = config.d >> (level + 2)
-    fitting = [stride for stride in STRIDES if stride <= side]
-    stride = fitting[-1] if fitting else STRIDES[0]
+    # Whole features: a mean that reaches into the next cell would blur them.
+    whole = [stride for stride in STRIDES if side % stride == 0]
+    stride = whole[-1] if whole else STRIDES[0]
     return stride, max(1, round(side / stride))
 
 

@@ -7,7 +7,7 @@ from napari_fovea.retina.fusion import (
     entropy,
     probabilities,
 )
-from napari_fovea.retina.grid import IGNORE, RetinaGrid, cell_pmfs, uncertainty
+from napari_fovea.retina.grid import IGNORE, RetinaGrid, cell_pmfs, lay, uncertainty
 from napari_fovea.retina.path import FocusPath
 from napari_fovea.retina.path_file import Recorded, load_path, save_path, write_table
 from napari_fovea.retina.policy import POLICIES, Policy, Raster, Seek, step_size
@@ -36,6 +36,7 @@ __all__ = [
     "cell_pmfs",
     "entropy",
     "finest_levels",
+    "lay",
     "load_path",
     "probabilities",
     "save_path",

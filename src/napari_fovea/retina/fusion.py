@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
+from napari_fovea.retina.grid import lay
+from napari_fovea.retina.running import running_mean
+
 if TYPE_CHECKING:
     from napari_fovea.retina.grid import RetinaGrid
 
@@ -61,10 +64,8 @@ class Fusion:
         # tent are straight lines between their centres, rounded off at the bends.
         soft = torch.empty_like(votes)
         for plane, out in zip(votes, soft, strict=True):  # one at a time: less memory
-            x = functional.pad(plane[None, None], (side - 1,) * 4, mode="replicate")
-            for _ in range(2):
-                x = functional.avg_pool2d(x, side, stride=1)
-            out.copy_(x[0, 0])
+            x = functional.pad(plane[None], (side - 1,) * 4, mode="replicate")[0]
+            out.copy_(running_mean(running_mean(x, side), side))
         return _normalise_(soft)
 
 
@@ -75,8 +76,9 @@ FUSIONS = {"mean": Fusion(), "precision": Fusion(power=1.0, linear=True)}
 class VoteMap:
     """Running, weighted class votes of every pixel of a canvas.
 
-    Painting is one scatter per plane for a whole batch of subareas, whatever
-    the number of cells, on any device.
+    A batch of subareas is laid out as tiles, which are added to votes, overlap and
+    acuity together: in one scatter on an accelerator; on a CPU, whose scatters take a
+    pixel at a time, tile by tile.
 
     Parameters
     ----------
@@ -102,17 +104,13 @@ class VoteMap:
         device: torch.device,
     ) -> None:
         self.shape = shape
-        height, width = shape
-        # Flat planes: a one-dimensional index_add_ is the fast one.
-        self._votes = torch.zeros(classes, height * width, device=device)
-        self._overlap = torch.zeros(height * width, device=device)
-        self._acuity = torch.zeros(height * width, device=device)
+        self._grid = grid
+        # Votes, overlap and acuity lie in one array, and are painted together.
+        self._canvas = torch.zeros(classes + 2, *shape, device=device)
         self._weights = fusion.weights(grid).to(device)
-        self._cell_index = torch.from_numpy(grid.cell_index).flatten().to(device)
-        sharpness = Fusion(power=2.0).weights(grid).to(device)
-        self._sharpness = sharpness[self._cell_index]
-        rows = torch.arange(grid.d, device=device)
-        self._offsets = (rows[:, None] * width + rows).flatten()
+        sharpness = Fusion(power=2.0).weights(grid)
+        seen = torch.stack([torch.ones(grid.n_cells), sharpness])
+        self._seen = lay(seen, grid).to(device)
 
     def paint(self, corners: torch.Tensor, pmfs: torch.Tensor) -> None:
         """Add a batch of subareas.
@@ -124,24 +122,23 @@ class VoteMap:
         pmfs : Tensor, shape (B, N, K)
             Class pmfs of the cells.
         """
-        starts = corners[:, 0] * self.shape[1] + corners[:, 1]
-        pixels = (starts[:, None] + self._offsets).flatten()
-        weighted = (pmfs * self._weights[:, None]).permute(2, 0, 1)  # (K, B, N)
-        for plane, votes in zip(self._votes, weighted, strict=True):
-            plane.index_add_(0, pixels, votes[:, self._cell_index].flatten())
-        one = torch.ones((), device=pixels.device).expand(len(pixels))
-        self._overlap.index_add_(0, pixels, one)
-        self._acuity.index_add_(0, pixels, self._sharpness.repeat(len(corners)))
+        d, planes = self._grid.d, len(self._canvas)
+        tiles = self._canvas.new_empty(len(corners), planes, d, d)
+        tiles[:, -2:] = self._seen
+        weighted = (pmfs * self._weights[:, None]).transpose(1, 2)  # (B, K, N)
+        lay(weighted, self._grid, out=tiles[:, :-2])
+        on_cpu = self._canvas.device.type == "cpu"
+        (add_tiles if on_cpu else scatter_tiles)(self._canvas, corners, tiles)
 
     @property
     def votes(self) -> torch.Tensor:
         """Weighted votes, shape (K, H, W); a live view."""
-        return self._votes.view(-1, *self.shape)
+        return self._canvas[:-2]
 
     @property
     def overlap(self) -> torch.Tensor:
         """How many subareas covered each pixel, shape (H, W); a live view."""
-        return self._overlap.view(self.shape)
+        return self._canvas[-2]
 
     @property
     def acuity(self) -> torch.Tensor:
@@ -150,7 +147,26 @@ class VoteMap:
         Sum over looks of (finest area / cell area)²: 1 is one look by a cell
         of the finest side.
         """
-        return self._acuity.view(self.shape)
+        return self._canvas[-1]
+
+
+def add_tiles(canvas: torch.Tensor, corners: torch.Tensor, tiles: torch.Tensor) -> None:
+    """Add tiles (B, P, d, d) to a canvas (P, H, W), one by one."""
+    d = tiles.shape[-1]
+    for (y, x), tile in zip(corners.tolist(), tiles.unbind(), strict=True):
+        canvas[:, y : y + d, x : x + d] += tile
+
+
+def scatter_tiles(
+    canvas: torch.Tensor, corners: torch.Tensor, tiles: torch.Tensor
+) -> None:
+    """Add tiles (B, P, d, d) to a canvas (P, H, W) in one scatter."""
+    planes, width = len(canvas), canvas.shape[2]
+    rows = torch.arange(tiles.shape[-1], device=canvas.device)
+    within = (rows[:, None] * width + rows).flatten()
+    pixels = (corners[:, 0] * width + corners[:, 1])[:, None] + within
+    values = tiles.transpose(0, 1).reshape(planes, -1)
+    canvas.view(planes, -1).index_add_(1, pixels.flatten(), values)
 
 
 def probabilities(votes: torch.Tensor) -> torch.Tensor:

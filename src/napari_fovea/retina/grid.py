@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 IGNORE = -1
 """Label value of pixels that count for nothing (ambiguous or unpainted)."""
 
+# Cells of a level by their places in its 4×4 square; a ring has none in the middle.
+_SQUARE = tuple(range(16))
+_RING = (0, 1, 2, 3, 4, 0, 0, 5, 6, 0, 0, 7, 8, 9, 10, 11)
+
 
 @dataclass(frozen=True)
 class RetinaGrid:
@@ -107,6 +111,35 @@ class RetinaGrid:
         for i, (top, left, bottom, right) in enumerate(self.cells // self.finest):
             index[top:bottom, left:right] = i
         return index.repeat(self.finest, axis=0).repeat(self.finest, axis=1)
+
+
+def lay(
+    values: torch.Tensor, grid: RetinaGrid, *, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Lay cells' values on the pixels they cover, (…, N) → (…, d, d).
+
+    Parameters
+    ----------
+    values : Tensor, shape (…, N)
+        One value per cell.
+    grid : RetinaGrid
+        The cells.
+    out : Tensor, shape (…, d, d), optional
+        Where to put them.
+    """
+    if out is None:
+        out = values.new_empty(*values.shape[:-1], grid.d, grid.d)
+    for level in range(grid.r):
+        # Each level overwrites the four cells in the middle of the one around it.
+        square = _SQUARE if level == grid.r - 1 else _RING
+        cells = values[..., [12 * level + i for i in square]]
+        side = grid.d >> (level + 2)
+        inset = (grid.d - 4 * side) // 2
+        part = out[..., inset : inset + 4 * side, inset : inset + 4 * side]
+        # A view by cells: (…, 4, side, 4, side).
+        part = torch.unflatten(torch.unflatten(part, -1, (4, side)), -3, (4, side))
+        part.copy_(cells.reshape(*cells.shape[:-1], 4, 1, 4, 1))
+    return out
 
 
 def cell_pmfs(

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional
 
 from napari_fovea.retina.fusion import VoteMap, entropy, probabilities
+from napari_fovea.retina.running import running_max, running_mean
 
 if TYPE_CHECKING:
     from napari_fovea.retina.grid import RetinaGrid
@@ -195,7 +196,7 @@ class Seek:
         # Beyond the border there is nothing to gain.
         height, width = need.shape
         need = functional.pad(need, (0, max(4 - width, 0), 0, max(4 - height, 0)))
-        return functional.avg_pool2d(need[None, None], 4, stride=1)[0, 0]
+        return running_mean(need, 4)
 
 
 POLICIES: dict[str, Policy] = {"raster": Raster(), "seek": Seek()}
@@ -225,8 +226,8 @@ def _separate_maxima(
     score = score * (1 + 1e-3 * aligned)
 
     def highest(values: torch.Tensor) -> torch.Tensor:
-        window = functional.max_pool2d(values[None, None], 2 * reach + 1, 1, reach)
-        return values == window[0, 0]
+        padded = functional.pad(values, (reach,) * 4, value=-math.inf)
+        return values == running_max(padded, 2 * reach + 1)
 
     peak = highest(score) & (score > threshold)
     # Equal neighbours: of all peaks in a window exactly one has the highest key.

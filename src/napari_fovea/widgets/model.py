@@ -203,6 +203,7 @@ class ModelDock(QWidget):
 
 _ATTENTION = {
     "retina-vgg": "focus path, overlap of looks",
+    "retina-shared": "focus path, overlap of looks",
     "focusnet": "gates at three scales",
     "r2-attention-unet": "gates on the deeper skips",
     "focusnet-plus": "two groups in every unit",
