@@ -159,7 +159,7 @@ TINY: dict[str, dict[str, Any]] = {
     "mask-rcnn-small": {"width": 8, "pyramid": 16, "head_width": 32}
     | {"mask_width": 16, "rois_per_image": 32},
     "retina-small": {"d": 32, "r": 2, "width": 4, "units": 16},
-    "retina-shared-small": {"d": 32, "r": 2, "width": 4, "units": 16, "pyramid": 8},
+    "retina-shared-small": {"d": 32, "r": 2, "width": 8, "units": 32, "pyramid": 8},
 }
 
 

@@ -77,9 +77,16 @@ class SharedRetina(nn.Module):
             for i in range(depth):
                 layers += _convolution(width if i else width // 2, width, config.norm)
             self.blocks.append(nn.Sequential(*layers))
-        self.across = nn.ModuleList(nn.Conv2d(c, p, 1) for c in widths)
+        self._places = [places_of(config, level) for level in range(config.r)]
+        # Scales that no level reads are not made, but coarser ones add to finer.
+        read = {stride for stride, _ in self._places}
+        self.across = nn.ModuleList(
+            nn.Conv2d(c, p, 1) if stride >= min(read) else nn.Identity()
+            for stride, c in zip(STRIDES, widths, strict=True)
+        )
         self.smooth = nn.ModuleList(
-            nn.Sequential(*_convolution(p, p, config.norm)) for _ in widths
+            nn.Sequential(*_convolution(p, p, config.norm) if stride in read else ())
+            for stride in STRIDES
         )
         n, k = self.grid.n_cells, config.classes
         self.cells = nn.ModuleList(nn.Linear(p, k) for _ in range(config.r))
@@ -94,7 +101,6 @@ class SharedRetina(nn.Module):
         # Start from pmfs that are nearly uniform rather than nearly certain.
         for last in (self.window[-1], *self.cells):
             nn.init.normal_(last.weight, std=0.01)
-        self._places = [places_of(config, level) for level in range(config.r)]
 
     @property
     def reach(self) -> int:
@@ -147,20 +153,21 @@ class SharedRetina(nn.Module):
         for block in self.blocks:
             x = block(x)
             scales.append(x)
-        levels: list[torch.Tensor] = []
+        levels: dict[int, torch.Tensor] = {}
         above: torch.Tensor | None = None
-        for scale, across, smooth in reversed(
-            list(zip(scales, self.across, self.smooth, strict=True))
-        ):
-            x = across(scale)
+        finest = min(stride for stride, _ in self._places)
+        for i in reversed(range(len(STRIDES))):
+            if STRIDES[i] < finest:
+                break
+            x = self.across[i](scales[i])
             if above is not None:
                 x = x + functional.interpolate(above, scale_factor=2, mode="nearest")
             above = x
-            levels.insert(0, smooth(x))
+            levels[STRIDES[i]] = self.smooth[i](x)
         # A cell that is larger than a feature is read as the mean of several.
         read = []
         for stride, over in self._places:
-            mean = levels[STRIDES.index(stride)]
+            mean = levels[stride]
             read.append(functional.avg_pool2d(mean, over, 1) if over > 1 else mean)
         return tuple(read)
 
