@@ -15,7 +15,7 @@ from conftest import tiny_model
 from following import followed
 from napari_fovea.errors import FoveaError
 from napari_fovea.inference import retina as engine
-from napari_fovea.inference.retina import inference_network
+from napari_fovea.inference.retina import gathered, inference_network
 from napari_fovea.retina import (
     FUSIONS,
     CropLook,
@@ -357,6 +357,22 @@ def test_reflection_equals_numpy(height: int, width: int, margin: int) -> None:
         mode="reflect",
     )
     np.testing.assert_array_equal(frame.lay(image), expected)
+
+
+@pytest.mark.parametrize("seconds", [0, 1e9])
+def test_batches_are_told_together_within_a_time(seconds: float) -> None:
+    model = tiny_model()
+    image = torch.rand(3, 90, 90)
+    batches, expected = followed(
+        scanning(model, image, policy=Seek(), budget=20, batch_size=4)
+    )
+    run = scanning(model, image, policy=Seek(), budget=20, batch_size=4)
+    stretches, found = followed(gathered(run, seconds=seconds))
+    lengths = [len(s) for s in stretches]
+    assert lengths == ([len(batches)] if seconds else [1] * len(batches))
+    corners = torch.cat([x.corners for s in stretches for x in s])
+    assert torch.equal(corners, torch.cat([x.corners for x in batches]))
+    assert torch.equal(found.probabilities, expected.probabilities)
 
 
 @pytest.mark.gpu

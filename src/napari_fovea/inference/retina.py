@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from napari_fovea.models import Model
+
+_SPACING = 0.05
+"""Seconds between two tellings of where a scan on an accelerator has looked."""
 
 BUDGET_PER_PIXEL = 400 / 256**2
 """Fixations per pixel that a scan makes at most unless it is told otherwise."""
@@ -224,21 +228,17 @@ class RetinaReader:
             batch_size=self.batch_size,
             cancelled=cancelled,
         )
+        # An accelerator would wait for every copy: it is asked now and then.
+        spacing = 0.0 if image.device.type == "cpu" else _SPACING
+        stretches = gathered(run, seconds=spacing)
         try:
             while True:
-                looked = next(run)
-                part = FocusPath(
-                    corners=looked.corners.cpu().numpy(),
-                    entropies=looked.entropies.float().cpu().numpy(),
-                    steps=looked.steps.cpu().numpy(),
-                    grid=grid,
-                    scale=scale,
-                    planes=np.zeros(len(looked.corners), dtype=np.int64),
-                )
+                stretch = next(stretches)
+                looked = stretch[-1]
                 yield Step(
                     looked.done / looked.expected,
                     partial(_read_out, self.fusion, looked, grid),
-                    part,
+                    _part(stretch, grid, scale),
                     looked.done,
                 )
         except StopIteration as end:
@@ -250,6 +250,56 @@ class RetinaReader:
             classes=self._model.classes,
         )
         return Seen(scanned.probabilities, scanned.overlap, path)
+
+
+def gathered(
+    run: Generator[Looked, None, Scan], *, seconds: float
+) -> Generator[list[Looked], None, Scan]:
+    """Join batches of a scan until some time has passed since the last ones.
+
+    Parameters
+    ----------
+    run : generator
+        A scan.
+    seconds : float
+        Least time between two yields; 0 yields every batch.
+
+    Yields
+    ------
+    list of Looked
+
+    Returns
+    -------
+    Scan
+    """
+    untold: list[Looked] = []
+    told = time.perf_counter()
+    while True:
+        try:
+            untold.append(next(run))
+        except StopIteration as end:
+            if untold:
+                yield untold
+            scanned: Scan = end.value
+            return scanned
+        if time.perf_counter() - told >= seconds:
+            yield untold
+            untold, told = [], time.perf_counter()
+
+
+def _part(
+    stretch: list[Looked], grid: RetinaGrid, scale: tuple[float, float]
+) -> FocusPath:
+    """Make a path of some fixations alone."""
+    corners = torch.cat([x.corners for x in stretch]).cpu().numpy()
+    return FocusPath(
+        corners=corners,
+        entropies=torch.cat([x.entropies.float() for x in stretch]).cpu().numpy(),
+        steps=torch.cat([x.steps for x in stretch]).cpu().numpy(),
+        grid=grid,
+        scale=scale,
+        planes=np.zeros(len(corners), dtype=np.int64),
+    )
 
 
 def _of_classes(
