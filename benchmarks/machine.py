@@ -6,8 +6,15 @@ import datetime
 import json
 import os
 import platform
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    from numpy.typing import NDArray
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -32,6 +39,45 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def picture(shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Nuclei on a plane of any size, brightest about 1."""
+    import numpy as np
+
+    from napari_fovea.sample_data import make_nuclei
+
+    # Side by side: drawing them all at once would take minutes.
+    tile, _ = make_nuclei((256, 256))
+    times = [-(-n // 256) for n in shape]
+    plane = np.tile(tile, times)[: shape[0], : shape[1]].astype(np.float32)
+    return plane / float(np.percentile(plane, 99.8))
+
+
+def ceilings(device: str = "cpu") -> dict[str, float]:
+    """Measure what a device can at most: a large product, and a large copy."""
+    import torch
+
+    def best(work: Callable[[], Any]) -> float:
+        seconds = []
+        for _ in range(5):
+            started = time.perf_counter()
+            work()
+            if device.startswith("cuda"):
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - started)
+        return min(seconds[1:])
+
+    side = 2048 if device == "cpu" else 8192
+    a = torch.rand(side, side, device=device)
+    product = best(lambda: a @ a)
+    source = torch.rand(1 << 26, device=device)  # 256 MiB: no cache holds it
+    target = torch.empty_like(source)
+    copy = best(lambda: target.copy_(source))
+    return {
+        "peak_gflop_per_s": 2 * side**3 / product / 1e9,
+        "peak_gb_per_s": 8 * source.numel() / copy / 1e9,
     }
 
 

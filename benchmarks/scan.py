@@ -1,8 +1,12 @@
-"""The scan engine against the bare network and against a literal loop.
+"""The scan engine against the bare network, a literal loop and what is possible.
 
-Each line of JSON is measured in one process: the engine, the network alone on the
-very crops the engine looked at, and the paper's loop one crop and one cell at a
-time. The last line is the peak memory of a scan of 8192×8192 pixels.
+Each line of JSON is measured in one process: the engine; the network alone on the very
+crops the engine looked at; the paper's loop, one crop and one cell at a time; and the
+floor: the longer of the time that the network's arithmetic takes at the speed of a
+large matrix product, and the time that crops, weights and map take at the speed of a
+large copy. The networks are the paper's, untrained but sure of itself, so that its
+steps are as long as those of a trained one, and the model that ships. The last line is
+the peak memory of a scan of 8192×8192 pixels.
 """
 
 from __future__ import annotations
@@ -13,16 +17,20 @@ import resource
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from machine import tell
+from machine import ceilings, picture, tell
 from napari_fovea import Model
 from napari_fovea.inference.retina import default_budget, inference_network, scanning
+from napari_fovea.networks import build, named_configs
 from napari_fovea.retina import FUSIONS, POLICIES, CropLook
-from napari_fovea.sample_data import make_nuclei
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 BATCH = 32
 
@@ -31,37 +39,55 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="retina-nuclei")
-    parser.add_argument("--side", type=int, default=1024)
+    parser.add_argument("--networks", nargs="+", default=["small", "paper"])
+    parser.add_argument("--sizes", nargs="+", default=["1024x1024", "1200x1600"])
+    parser.add_argument("--policies", nargs="+", default=["raster", "seek"])
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    model = Model.load(arguments.model)
     if arguments.memory_of:
-        memory(model, arguments.memory_of)
+        memory(Model.load(arguments.model), arguments.memory_of)
         return
-    # 1024² nuclei by tiling: drawing them all at once would take minutes.
-    tile, _ = make_nuclei((256, 256))
-    times = math.ceil(arguments.side / 256)
-    picture = np.tile(tile, (times, times))[: arguments.side, : arguments.side]
-    bright = float(np.percentile(picture, 99.8))
-    image = torch.from_numpy(picture.astype(np.float32) / bright)
-    image = image.expand(3, -1, -1)
-    for policy in ("raster", "seek"):
-        measure(model, image, policy, arguments.repeats)
+    most = ceilings(arguments.device)
+    for name in arguments.networks:
+        model = Model.load(arguments.model) if name == "small" else paper()
+        for size in arguments.sizes:
+            height, width = map(int, size.split("x"))
+            image = torch.from_numpy(picture((height, width))).expand(3, -1, -1)
+            image = image.to(arguments.device)
+            for policy in arguments.policies:
+                # The paper's network seeks as well, but that is not the paper's.
+                if name == "small" or policy == "raster":
+                    measure(name, model, image, policy, arguments.repeats, most)
     command = [sys.executable, __file__, "--model", arguments.model]
     subprocess.run([*command, "--memory-of", "8192"], check=True)
 
 
-def measure(model: Model, image: torch.Tensor, policy: str, repeats: int) -> None:
+def paper() -> Model:
+    """Build the paper's network, untrained but sure enough to take long steps."""
+    torch.manual_seed(0)
+    network = build("retina-vgg", named_configs("retina-vgg")["paper"])
+    # H = 0.25 nats, of which a step of 82 % of a subarea follows.
+    network.head[-1].bias.data.view(-1, 2)[:, 0] = 2.6
+    return Model("paper", network.eval(), ("background", "cell"), (0, 1))
+
+
+def measure(
+    name: str,
+    model: Model,
+    image: torch.Tensor,
+    policy: str,
+    repeats: int,
+    most: dict[str, float],
+) -> None:
     """Time one policy against the bare network and the literal loop."""
     shape = (image.shape[1], image.shape[2])
     budget = default_budget(shape, d=model.config.d) if policy == "seek" else None
     fusion = FUSIONS["precision" if policy == "seek" else "mean"]
-
     network = inference_network(model, image.device)
 
-    def engine() -> tuple[float, list[torch.Tensor]]:
-        started, batches = time.perf_counter(), []
+    def engine() -> list[torch.Tensor]:
         run = scanning(
             network,
             image,
@@ -71,48 +97,85 @@ def measure(model: Model, image: torch.Tensor, policy: str, repeats: int) -> Non
             budget=budget,
             batch_size=BATCH,
         )
-        for event in run:
-            batches.append(event.corners)
-        return time.perf_counter() - started, batches
+        return [event.corners for event in run]
 
     grid = model.config.grid
     margin = POLICIES[policy].margin(grid)
     look = CropLook(network, image, grid=grid, margin=margin)
-    _, batches = engine()  # warm up, and learn which crops
-    crops = [
+    batches = engine()  # warm up, and learn which crops
+    kept = [
         look.crops(b).contiguous(memory_format=torch.channels_last) for b in batches
     ]
 
-    def bare() -> float:
-        started = time.perf_counter()
+    def bare() -> None:
         with torch.inference_mode():
-            for batch in crops:
+            for batch in kept:
                 network(batch)
-        return time.perf_counter() - started
 
     bare()
     engines, bares = [], []
     for _ in range(repeats):  # turn by turn, so that both see the same machine
-        engines.append(engine()[0])
-        bares.append(bare())
+        engines.append(timed(engine, image.device))
+        bares.append(timed(bare, image.device))
     fixations = sum(map(len, batches))
+    floor = least(network, model, fixations, len(batches), image, most)
     figures: dict[str, Any] = {
+        "network": name,
         "policy": policy,
         "shape": shape,
+        "device": str(image.device),
         "fixations": fixations,
         "engine_over_bare_network": round(min(engines) / min(bares), 3),
+        "engine_over_floor": round(min(engines) / floor["floor_seconds"], 2),
         "engine_seconds": round(min(engines), 3),
         "bare_seconds": round(min(bares), 3),
+        **{key: round(value, 4) for key, value in floor.items()},
+        **{key: round(value, 1) for key, value in most.items()},
     }
     if policy == "raster":
-        loop = literal(network, image, model)
+        loop = timed(lambda: literal(network, image, model), image.device)
         figures["literal_loop_over_engine"] = round(loop / min(engines), 2)
     tell("scan", figures)
 
 
-def literal(network: Any, image: torch.Tensor, model: Model) -> float:
-    """Time the paper's scan as it is written: one crop, then one cell, at a time."""
+def timed(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds that some work takes on a device."""
     started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def least(
+    network: Any,
+    model: Model,
+    fixations: int,
+    batches: int,
+    image: torch.Tensor,
+    most: dict[str, float],
+) -> dict[str, float]:
+    """Tell the least time that arithmetic and bytes take at the machine's ceilings."""
+    d, classes = model.config.d, model.config.classes
+    crop = image.new_zeros(1, 3, d, d)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(crop)
+    gflop = counter.get_total_flops() * fixations / 1e9
+    weights = 4 * sum(p.numel() for p in model.network.parameters()) * batches
+    # Every crop is read once, and every tile of the map is read and written.
+    moved = 4 * d**2 * (3 + 2 * (classes + 2)) * fixations + weights
+    arithmetic = gflop / most["peak_gflop_per_s"]
+    copying = moved / 1e9 / most["peak_gb_per_s"]
+    return {
+        "floor_seconds": max(arithmetic, copying),
+        "arithmetic_seconds": arithmetic,
+        "bytes_seconds": copying,
+        "gflop": gflop,
+    }
+
+
+def literal(network: Any, image: torch.Tensor, model: Model) -> None:
+    """Run the paper's scan as it is written: one crop, then one cell, at a time."""
     grid = model.config.grid
     d, (_, height, width) = grid.d, image.shape
     total = np.zeros((model.config.classes, height, width), np.float32)
@@ -122,7 +185,7 @@ def literal(network: Any, image: torch.Tensor, model: Model) -> float:
         while True:
             with torch.inference_mode():
                 crop = image[None, :, y : y + d, x : x + d]
-                pmfs = network(crop)[0].softmax(-1).numpy()
+                pmfs = network(crop)[0].softmax(-1).cpu().numpy()
             for (top, left, bottom, right), pmf in zip(grid.cells, pmfs, strict=True):
                 total[:, y + top : y + bottom, x + left : x + right] += pmf[
                     :, None, None
@@ -132,7 +195,6 @@ def literal(network: Any, image: torch.Tensor, model: Model) -> float:
             h = float(-(pmfs * np.log(np.maximum(pmfs, 1e-30))).sum(-1).mean())
             x = min(x + max(1, round(d * math.exp(-(h**2) / 0.32))), width - d)
     total /= total.sum(0)
-    return time.perf_counter() - started
 
 
 def memory(model: Model, side: int) -> None:
