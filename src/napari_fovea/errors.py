@@ -37,3 +37,11 @@ class PathError(FoveaError):
 
 class AttentionError(FoveaError):
     """There is no such attention map, or the model has none."""
+
+
+class StoreError(FoveaError):
+    """A store of results cannot be written: foreign, of another run, disk full."""
+
+
+class ClusterError(FoveaError):
+    """The workers that were asked for are not there, or cannot be used."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -156,6 +156,51 @@ def axes_beside(
     return None
 
 
+def name_axes(
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    *,
+    axes: str | None = None,
+    rgb: bool | None = None,
+) -> str:
+    """Check that an array can be an image, without reading it, and name its axes.
+
+    Parameters
+    ----------
+    shape, dtype
+        Of the array.
+    axes, rgb
+        See `read_planes`.
+
+    Returns
+    -------
+    str
+        Letters of ``"TZYXC"`` in the order of the array's axes.
+
+    Raises
+    ------
+    ImageError
+        If the array is empty, not numeric, or has axes that make no sense.
+    """
+    if dtype.kind not in "buif":
+        raise ImageError(
+            f"The image has type {dtype}; expected numbers: convert it to "
+            "an integer or float type."
+        )
+    if math.prod(shape) == 0:
+        raise ImageError(
+            f"The image is empty (shape {shape}); give at least one pixel."
+        )
+    axes = guess_axes(shape, rgb=rgb) if axes is None else axes.upper()
+    known = set(axes) <= set(AXES) and {"Y", "X"} <= set(axes)
+    if not known or len(set(axes)) != len(axes) or len(axes) != len(shape):
+        raise ImageError(
+            f"Axes {axes!r} do not describe an image of shape {shape}; expected "
+            f"one letter of {AXES} for each axis, among them Y and X."
+        )
+    return axes
+
+
 def read_planes(
     image: ArrayLike, *, axes: str | None = None, rgb: bool | None = None
 ) -> Planes:
@@ -182,22 +227,7 @@ def read_planes(
         that make no sense.
     """
     data = np.asarray(image)
-    if data.dtype.kind not in "buif":
-        raise ImageError(
-            f"The image has type {data.dtype}; expected numbers: convert it to "
-            "an integer or float type."
-        )
-    if data.size == 0:
-        raise ImageError(
-            f"The image is empty (shape {data.shape}); give at least one pixel."
-        )
-    axes = guess_axes(data.shape, rgb=rgb) if axes is None else axes.upper()
-    known = set(axes) <= set(AXES) and {"Y", "X"} <= set(axes)
-    if not known or len(set(axes)) != len(axes) or len(axes) != data.ndim:
-        raise ImageError(
-            f"Axes {axes!r} do not describe an image of shape {data.shape}; expected "
-            f"one letter of {AXES} for each axis, among them Y and X."
-        )
+    axes = name_axes(data.shape, data.dtype, axes=axes, rgb=rgb)
     data = data.transpose([axes.index(a) for a in AXES if a in axes])
     if "C" not in axes:
         data = data[..., None]

@@ -69,6 +69,7 @@ def segment(
     attention: Iterable[str] = (),
     preview_every: float | None = None,
     blank: bool = False,
+    limits: tuple[float, float] | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Generator[Event, None, Segmentation]:
     """Segment an image, reporting as it goes.
@@ -111,6 +112,9 @@ def segment(
     blank : bool
         Whether an image without any contrast is all background rather than an
         error.
+    limits : tuple of float, optional
+        Intensities that become 0 and 1, as of a larger image that this one is a part
+        of; by default they are the model's percentiles of this image.
     cancelled : callable
         Asked after every batch; where it says yes, the rest is left out and the
         result holds what there is.
@@ -159,7 +163,7 @@ def segment(
     focused = grid is not None
     scale = (planes.shape[0] / shape[0], planes.shape[1] / shape[1])
     expected = _object_diameter(model, factor, diameter)
-    limits = model.normalisation.limits(planes)
+    limits = model.normalisation.limits(planes) if limits is None else limits
     yield Started((*planes.lead, *planes.shape), shape, len(model.classes), focused)
     store = Assembly(planes, classes=len(model.classes), shape=shape, focused=focused)
     stopped = False
@@ -195,7 +199,7 @@ def segment(
             break
     path = store.path(grid=grid) if grid is not None else None
     settings = {"diameter": diameter, "pixel_size": pixel_size} | reader.settings
-    provenance = _provenance(model, planes, where, settings=settings) | {
+    provenance = provenance_of(model, planes, where, settings=settings) | {
         "resized_by": factor,
         "fixations": len(path) if path is not None else None,
         "cancelled": stopped,
@@ -287,9 +291,10 @@ def _object_diameter(
     return model.object_diameter / factor if model.object_diameter else None
 
 
-def _provenance(
+def provenance_of(
     model: Model, planes: Planes, where: torch.device, *, settings: dict[str, Any]
 ) -> dict[str, Any]:
+    """Tell what a result is made of: model, settings, image and machine."""
     packages = ("napari-fovea", "torch", "numpy", "scikit-image")
     return {
         "model": model.name,

@@ -1,0 +1,214 @@
+"""Blocks on many processes or machines, through dask.
+
+A worker loads the model once, reads its blocks and writes to the store by itself:
+what comes back is only that a block is done. A block whose worker died is given to
+another; that one writes the same into the same chunks.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from concurrent.futures import CancelledError
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from napari_fovea.errors import ClusterError
+from napari_fovea.inference import complete
+from napari_fovea.models import Model
+from napari_fovea.scale.job import Failure, Job, reason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator
+
+    from napari_fovea.scale.plan import Block
+    from napari_fovea.scale.result import Finished, Tally
+
+_PATIENCE = 10  # seconds for a scheduler and its first worker
+_ATTEMPTS = 10  # deaths of workers over one block until it is left out
+_AHEAD = 2  # blocks given to each thread of a worker, so that none has to wait
+_TICK = 0.5  # seconds between two looks at whether it was cancelled
+
+
+def blocks_on_workers(
+    job: Job,
+    todo: set[int],
+    tally: Tally,
+    *,
+    near: Callable[[], tuple[float, ...] | None],
+    cancelled: Callable[[], bool],
+    workers: int | None,
+    scheduler: str | None,
+) -> Generator[Finished, None, None]:
+    """Segment blocks on workers of dask; see `blocks_here`.
+
+    Parameters
+    ----------
+    job, todo, tally, near, cancelled
+        See `blocks_here`; ``near`` is asked before a block is given to a worker.
+    workers : int, optional
+        Processes to start on this machine.
+    scheduler : str, optional
+        Address of a scheduler that is running, in place of these.
+
+    Raises
+    ------
+    ClusterError
+        If there are no such workers, or they are lost.
+    OSError
+        If a block cannot be written.
+    """
+    if job.source.in_memory:
+        raise ClusterError(
+            "The image is an array in the memory of this process; expected one that "
+            "workers can open too: save it as zarr or TIFF, or leave the workers out."
+        )
+    if not todo:
+        return
+    file = job.store.work.path / "model.safetensors"
+    if isinstance(job.model, Model):
+        job.model.save(file)
+    sent = replace(job, model=file.absolute(), path=job.path.absolute())
+    with _connected(workers, scheduler) as (client, threads):
+        packed, left = pickle.dumps(sent), set(todo)
+        running: dict[Any, Block] = {}
+        while (left or running) and not cancelled():
+            room = max(1, sum(client.nthreads().values())) * _AHEAD
+            while left and len(running) < room:
+                block = job.plan[job.plan.nearest(left, near())]
+                left.remove(block.index)
+                future = client.submit(
+                    _segment_block, packed, block.index, threads, pure=False
+                )
+                running[future] = block
+            for future in _completed(client, list(running)):
+                block = running.pop(future)
+                yield tally.finished(block, _outcome(future, block))
+        client.cancel(list(running))
+
+
+def _segment_block(packed: bytes, index: int, threads: int | None) -> str | None:
+    """Segment one block in a worker; tell why it failed, if it did."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    job = _unpacked(packed)
+    block = job.plan[index]
+    try:
+        found = complete(job.segment(block, job.read(block)))
+    except Exception as error:  # whatever it is, the rest goes on
+        return reason(error)
+    job.write(found)
+    return None
+
+
+@lru_cache(maxsize=1)
+def _unpacked(packed: bytes) -> Job:
+    """Unpack a job once per worker, so that its model stays loaded."""
+    job = pickle.loads(packed)
+    assert isinstance(job, Job)
+    return job
+
+
+def _completed(client: Any, futures: list[Any]) -> set[Any]:
+    from distributed import wait
+
+    try:
+        with client.as_current():
+            done: set[Any] = wait(futures, _TICK, "FIRST_COMPLETED").done
+    except TimeoutError:
+        return set()
+    return done
+
+
+def _outcome(future: Any, block: Block) -> Failure | None:
+    from distributed import KilledWorker
+    from distributed.comm.core import CommClosedError
+
+    try:
+        why = future.result()
+    except KilledWorker:
+        return Failure(block, "Its workers died, one after another: is memory short?")
+    except (CancelledError, CommClosedError) as error:
+        raise ClusterError(
+            "The scheduler was lost; what was finished is kept: start it again, and "
+            "run this again."
+        ) from error
+    except OSError:
+        raise
+    except Exception as error:
+        raise ClusterError(
+            f"A worker cannot run napari-fovea ({type(error).__name__}: {error}); "
+            "expected the version that is installed here: install it there."
+        ) from error
+    return Failure(block, why) if why else None
+
+
+@contextmanager
+def _connected(
+    workers: int | None, scheduler: str | None
+) -> Iterator[tuple[Any, int | None]]:
+    """Connect to workers; tell how many threads each may use, if they are ours."""
+    try:
+        import dask
+        from distributed import Client, LocalCluster
+    except ImportError as error:
+        raise ClusterError(
+            "Workers need the package distributed, which is not installed: install "
+            "napari-fovea[cluster], or leave the workers out."
+        ) from error
+    both = (workers is None) == (scheduler is None)
+    if both or (workers is not None and workers < 1):
+        raise ClusterError(
+            f"Workers are {workers} and the scheduler is {scheduler}; expected a "
+            "number of processes of 1 or more, or an address, and not both: leave one "
+            "out."
+        )
+    with ExitStack() as stack:
+        threads = None
+        settings = {
+            "distributed.scheduler.allowed-failures": _ATTEMPTS,
+            "logging.distributed": "critical",
+        }
+        stack.enter_context(dask.config.set(settings))
+        stack.enter_context(_quiet())
+        if workers is not None:
+            threads = max(1, (os.cpu_count() or 1) // workers)
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                dashboard_address=None,
+                silence_logs=logging.CRITICAL,
+                memory_limit=0,
+            )
+            target: Any = stack.enter_context(cluster)
+        else:
+            target = scheduler
+        try:
+            client = Client(target, timeout=_PATIENCE, set_as_default=False)
+            stack.enter_context(client)
+            client.wait_for_workers(1, timeout=_PATIENCE)
+        except (OSError, ValueError, TimeoutError) as error:
+            raise ClusterError(
+                f"There is no scheduler with workers at {scheduler}; expected one that "
+                "is running, such as tcp://localhost:8786: start 'dask scheduler' and "
+                "'dask worker', or use workers of this machine."
+            ) from error
+        yield client, threads
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what distributed tells of workers that come and go."""
+    logger = logging.getLogger("distributed")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,224 @@
+"""What one process does with one block: read, segment, write."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from napari_fovea.errors import FoveaError
+from napari_fovea.inference import Started, segment
+from napari_fovea.models import Model
+from napari_fovea.scale.store import Store, Written
+from napari_fovea.scale.work import Objects, objects_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from napari_fovea.retina import Fusion, Policy
+    from napari_fovea.scale.plan import Block, Plan
+    from napari_fovea.scale.source import Source
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How blocks are segmented; see `segment`. Sizes are those of the level."""
+
+    policy: str | Policy | None = None
+    fusion: str | Fusion | None = None
+    budget: int | None = None
+    diameter: float | None = None
+    pixel_size: float | None = None
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A block that could not be segmented.
+
+    Attributes
+    ----------
+    block : Block
+        Which one.
+    reason : str
+        Why, in one sentence.
+    """
+
+    block: Block
+    reason: str
+
+    def facts(self) -> dict[str, Any]:
+        """Tell it in a way that JSON holds."""
+        return {**asdict(self.block), "reason": self.reason}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found in a block, and is to be written.
+
+    Attributes
+    ----------
+    block : Block
+        Which one.
+    written : Written or None
+        None where there is nothing but background.
+    objects : Objects
+        Its objects.
+    facts : dict
+        Fixations and seconds.
+    """
+
+    block: Block
+    written: Written | None
+    objects: Objects
+    facts: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A large image to be segmented, block by block.
+
+    Attributes
+    ----------
+    source : Source
+        The image.
+    level : int
+        Which of its levels.
+    model : Model or Path
+        A model, or the file a worker loads it from.
+    path : Path
+        Folder of the store.
+    plan : Plan
+        How the image is cut.
+    limits : tuple of float
+        Intensities that become 0 and 1.
+    settings : Settings
+        How to segment.
+    probabilities : bool
+        Whether these are kept.
+    """
+
+    source: Source
+    level: int
+    model: Model | Path
+    path: Path
+    plan: Plan
+    limits: tuple[float, float]
+    settings: Settings
+    probabilities: bool = False
+
+    @cached_property
+    def store(self) -> Store:
+        """The store, opened in this process."""
+        return Store(self.path, self.plan)
+
+    @cached_property
+    def loaded(self) -> Model:
+        """The model, loaded in this process."""
+        return self.model if isinstance(self.model, Model) else Model.load(self.model)
+
+    def read(self, block: Block) -> NDArray[np.generic]:
+        """Read what a block sees, shape (h, w, C)."""
+        level = self.source.levels[self.level]
+        return level.read(
+            block.plane, slice(*block.seen_rows), slice(*block.seen_columns)
+        )
+
+    def segment(
+        self,
+        block: Block,
+        pixels: NDArray[np.generic],
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Generator[float, None, Found | None]:
+        """Segment what a block sees.
+
+        Yields
+        ------
+        float
+            How much of it is done, in [0, 1].
+
+        Returns
+        -------
+        Found or None
+            None if it was cancelled before its end.
+        """
+        started = time.perf_counter()
+        classes = len(self.loaded.classes)
+        if pixels.min() == pixels.max():
+            nothing = np.zeros(pixels.shape[:2], np.int32)
+            written = _background(block, classes) if self.probabilities else None
+            objects = objects_of(nothing, block, self.plan)
+            return Found(block, written, objects, {"fixations": 0, "seconds": 0})
+        settings = self.settings
+        share = math.prod(block.shape) / math.prod(self.plan.shape)
+        budget = settings.budget and max(1, math.floor(settings.budget * share))
+        run = segment(
+            pixels,
+            self.loaded,
+            axes="YXC",
+            policy=settings.policy,
+            fusion=settings.fusion,
+            budget=budget,
+            diameter=settings.diameter,
+            pixel_size=settings.pixel_size,
+            device=settings.device,
+            blank=True,
+            limits=self.limits,
+            cancelled=cancelled,
+        )
+        try:
+            while True:
+                event = next(run)
+                if not isinstance(event, Started):
+                    yield event.fraction  # type: ignore[union-attr]
+        except StopIteration as end:
+            result = end.value
+        if result.provenance["cancelled"]:
+            return None
+        rows, columns = block.inner
+        return Found(
+            block,
+            Written(
+                result.labels[rows, columns],
+                result.uncertainty[rows, columns].astype(np.float16),
+                result.probabilities[:, rows, columns].astype(np.float16)
+                if self.probabilities
+                else None,
+            ),
+            objects_of(result.instances, block, self.plan),
+            {
+                "fixations": result.provenance["fixations"] or 0,
+                "seconds": time.perf_counter() - started,
+            },
+        )
+
+    def write(self, found: Found) -> None:
+        """Write what was found, and note that the block is finished."""
+        if found.written is not None:
+            self.store.write(found.block, found.written)
+        self.store.work.keep(found.block, found.objects, found.facts)
+
+
+def _background(block: Block, classes: int) -> Written:
+    probabilities = np.zeros((classes, *block.shape), np.float16)
+    probabilities[0] = 1
+    return Written(
+        np.zeros(block.shape, np.uint8),
+        np.zeros(block.shape, np.float16),
+        probabilities,
+    )
+
+
+def reason(error: BaseException) -> str:
+    """Say in one line why a block failed."""
+    first = str(error).strip().split("\n")[0]
+    return (
+        first if isinstance(error, FoveaError) else f"{type(error).__name__}: {first}"
+    )

@@ -1,0 +1,243 @@
+"""Where a large image is cut: cores that are written, with halos that are seen."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from napari_fovea.errors import ImageError
+from napari_fovea.inference.dense import default_tiling
+from napari_fovea.inference.detect import TILING
+from napari_fovea.networks import MaskRCNNConfig, PatchCenterConfig, RetinaConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from napari_fovea.models import Model
+
+CHUNK = 2048
+"""Side of a core in pixels, at most."""
+
+_STEP = 32  # networks pool by it, and results are shrunk by it, without a remainder
+_LEAST_HALO = 64
+_SMALLEST = 64  # side of a core at the coarsest level of the result
+_GLANCE = 512  # a level that small shows the whole plane at once
+
+Span = tuple[int, int]
+"""Beginning and end along one axis."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of a plane that is segmented at once.
+
+    Attributes
+    ----------
+    index : int
+        Number of the block, through the whole stack.
+    plane : int
+        Plane of the stack.
+    rows, columns : Span
+        Its core: what is written.
+    seen_rows, seen_columns : Span
+        Core and halo: what the network sees.
+    """
+
+    index: int
+    plane: int
+    rows: Span
+    columns: Span
+    seen_rows: Span
+    seen_columns: Span
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the core."""
+        return self.rows[1] - self.rows[0], self.columns[1] - self.columns[0]
+
+    @property
+    def inner(self) -> tuple[slice, slice]:
+        """The core, within what is seen."""
+        top, left = self.seen_rows[0], self.seen_columns[0]
+        return (
+            slice(self.rows[0] - top, self.rows[1] - top),
+            slice(self.columns[0] - left, self.columns[1] - left),
+        )
+
+    def __str__(self) -> str:
+        place = (
+            f"rows {self.rows[0]} to {self.rows[1] - 1}, "
+            f"columns {self.columns[0]} to {self.columns[1] - 1}"
+        )
+        return f"plane {self.plane}, {place}" if self.plane else place
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a stack of planes is cut into blocks, plane by plane and row by row.
+
+    Attributes
+    ----------
+    planes : int
+        Number of planes.
+    shape : tuple of int
+        Height and width of each.
+    core : tuple of int
+        Height and width of a core; the last of a row or column may be smaller.
+    halo : int
+        Pixels around a core that are seen too.
+    """
+
+    planes: int
+    shape: tuple[int, int]
+    core: tuple[int, int]
+    halo: int
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of blocks in a plane."""
+        rows, columns = (-(-n // c) for n, c in zip(self.shape, self.core, strict=True))
+        return rows, columns
+
+    @property
+    def band(self) -> int:
+        """Pixels on either side of a border on which neighbours compare objects.
+
+        Half a halo: what is seen at its very edge is not to be relied on.
+        """
+        return max(1, min(self.halo, *self.core) // 2)
+
+    @property
+    def levels(self) -> int:
+        """How many times the result is stored, each half as large as the last.
+
+        Every block shrinks by itself, so there is no level at which it would not.
+        """
+        level = 0
+        while (
+            min(self.core) >> (level + 1) >= _SMALLEST
+            and 2 << level <= _STEP
+            and max(self.shape) >> level > _GLANCE
+        ):
+            level += 1
+        return level + 1
+
+    def __len__(self) -> int:
+        return self.planes * math.prod(self.grid)
+
+    def __getitem__(self, index: int) -> Block:
+        if not 0 <= index < len(self):
+            raise IndexError(f"block {index} of {len(self)}")
+        rows, columns = self.grid
+        plane, rest = divmod(index, rows * columns)
+        spans = []
+        for place, length, core in zip(
+            divmod(rest, columns), self.shape, self.core, strict=True
+        ):
+            low, high = place * core, min(length, (place + 1) * core)
+            seen = max(0, low - self.halo), min(length, high + self.halo)
+            spans.append(((low, high), seen))
+        (y, seen_y), (x, seen_x) = spans
+        return Block(index, plane, y, x, seen_y, seen_x)
+
+    def __iter__(self) -> Iterator[Block]:
+        return (self[index] for index in range(len(self)))
+
+    def neighbours(self, index: int) -> list[tuple[int, int, int]]:
+        """Tell the blocks beside and below a block: (index, down, right).
+
+        ``down`` and ``right`` are steps of the grid, so each pair of neighbours,
+        those that share a corner included, is told once.
+        """
+        rows, columns = self.grid
+        y, x = divmod(index % (rows * columns), columns)
+        return [
+            (index + down * columns + right, down, right)
+            for down, right in ((0, 1), (1, -1), (1, 0), (1, 1))
+            if y + down < rows and 0 <= x + right < columns
+        ]
+
+    def nearest(self, among: Collection[int], near: tuple[float, ...] | None) -> int:
+        """Choose the block that is next.
+
+        Parameters
+        ----------
+        among : collection of int
+            Indices of blocks, at least one.
+        near : tuple of float or None
+            Row and column, or plane, row and column; without it, the first block.
+        """
+        if near is None:
+            return min(among)
+        if len(near) not in (2, 3) or not all(map(math.isfinite, near)):
+            raise ImageError(
+                f"Blocks are to be near {near}; expected the row and column of a "
+                "pixel, or its plane, row and column."
+            )
+
+        def distance(index: int) -> tuple[float, float, int]:
+            block = self[index]
+            planes = block.plane - near[0] if len(near) == 3 else block.plane
+            y, x = (sum(s) / 2 for s in (block.rows, block.columns))
+            return abs(planes), math.hypot(y - near[-2], x - near[-1]), index
+
+        return min(among, key=distance)
+
+
+def cut(
+    planes: int, shape: tuple[int, int], *, halo: int, chunk: int | None = None
+) -> Plan:
+    """Cut planes into blocks about as large as each other.
+
+    Parameters
+    ----------
+    planes : int
+        Number of planes.
+    shape : tuple of int
+        Height and width of each.
+    halo : int
+        Pixels around a core that are seen too.
+    chunk : int, optional
+        Side of a core, at most; 2048 by default.
+
+    Raises
+    ------
+    ImageError
+        If the side is smaller than 32 pixels.
+    """
+    chunk = CHUNK if chunk is None else chunk
+    if chunk < _STEP:
+        raise ImageError(
+            f"The side of a block is {chunk}; expected {_STEP} pixels or more, such as "
+            f"{CHUNK}."
+        )
+    height, width = (_side(n, chunk // _STEP * _STEP) for n in shape)
+    return Plan(planes, shape, (height, width), halo)
+
+
+def _side(length: int, most: int) -> int:
+    each = length / -(-length // most)
+    return math.ceil(each / _STEP) * _STEP
+
+
+def halo_of(model: Model, factor: float) -> int:
+    """Tell how far around a core a model must see, in image pixels.
+
+    Parameters
+    ----------
+    model : Model
+        Its kind tells how far it looks, its objects how much must be seen of one.
+    factor : float
+        By which the image is resized for it.
+    """
+    config = model.config
+    if isinstance(config, RetinaConfig | PatchCenterConfig):
+        reach = config.d
+    elif isinstance(config, MaskRCNNConfig):
+        reach = TILING.halo
+    else:
+        tiling = default_tiling(model)
+        reach = max(_LEAST_HALO, tiling.halo + tiling.blend)
+    pixels = max(reach, model.object_diameter or 0) / factor
+    return math.ceil(pixels / _STEP) * _STEP

@@ -1,0 +1,251 @@
+"""The one entry to segmenting images larger than memory."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from napari_fovea.errors import StoreError
+from napari_fovea.models import Model
+from napari_fovea.networks import RetinaConfig
+from napari_fovea.scale import joining
+from napari_fovea.scale.here import blocks_here
+from napari_fovea.scale.prepare import prepare
+from napari_fovea.scale.result import Event, Joining, LargeResult, Opened, Tally
+from napari_fovea.scale.source import Source, open_source
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Generator, Iterator
+
+    from napari_fovea.retina import Fusion, Policy
+    from napari_fovea.scale.store import Store
+
+    Place = tuple[float, ...] | None
+
+_BLOCKS = 0.9  # share of the blocks in the whole; the rest is joining
+_NUMBERING = 0.3  # share of finding out in joining
+
+
+def segment_large(
+    source: Any,
+    model: Model | str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    axes: str | None = None,
+    level: int | str = "auto",
+    diameter: float | None = None,
+    pixel_size: float | None = None,
+    policy: str | Policy | None = None,
+    fusion: str | Fusion | None = None,
+    budget: int | None = None,
+    device: str = "auto",
+    chunk: int | None = None,
+    probabilities: bool = False,
+    near: Place | Callable[[], Place] = None,
+    overwrite: bool = False,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Generator[Event, None, LargeResult]:
+    """Segment an image that need not fit into memory, reporting as it goes.
+
+    The image is read and segmented in blocks, whose results are written to an
+    OME-Zarr image as they come. Blocks see a halo around what they write, and objects
+    that lie across borders of blocks are joined in the end. A run that was broken off
+    goes on where it was when it is started again with the same arguments.
+
+    Parameters
+    ----------
+    source : path-like, array, list of arrays or Source
+        What `open_source` takes: a zarr array, an OME-Zarr image, a TIFF, an array
+        of numpy, zarr or dask, or the levels of a pyramid.
+    model : Model, str or path-like
+        A model, its name, or its file.
+    output : path-like
+        Folder to write, such as ``"out.zarr"``.
+    axes : str, optional
+        What each axis is, such as ``"CYX"``; by default from the metadata, or
+        guessed.
+    level : int or ``"auto"``
+        Which level of a pyramid is segmented. By default the coarsest that still
+        shows objects as large as the model wants them, if a diameter or pixel sizes
+        tell, else the finest.
+    diameter : float, optional
+        Typical diameter of the objects in pixels of the finest level.
+    pixel_size : float, optional
+        Size of a pixel of the finest level in micrometres; by default from the
+        metadata.
+    policy, fusion, device
+        See `segment`.
+    budget : int, optional
+        Most fixations per plane, shared among blocks by their areas.
+    chunk : int, optional
+        Side of a block in pixels, at most; 2048 by default.
+    probabilities : bool
+        Whether class probabilities are kept too, as 16-bit floats.
+    near : tuple of float or callable, optional
+        Blocks near to this row and column, or plane, row and column, come first; a
+        callable is asked before each block.
+    overwrite : bool
+        Whether another result of this program may be replaced.
+    workers : int, optional
+        Processes of this machine that share the work.
+    scheduler : str, optional
+        Address of a dask scheduler whose workers do the work; they have to see the
+        files under the same names.
+    cancelled : callable
+        Asked often; where it says yes, finished blocks are kept and the rest is left.
+
+    Yields
+    ------
+    Opened, then Segmenting and Finished, then Joining
+
+    Returns
+    -------
+    LargeResult
+
+    Raises
+    ------
+    FoveaError
+        If image, model, settings, output or workers cannot be used, or writing
+        fails. What was finished is kept.
+    """
+    path = Path(output)
+    if not isinstance(model, Model):
+        model = Model.load(model)
+    own = isinstance(source, Source)  # and stays open
+    with nullcontext(source) if own else open_source(source, axes=axes) as opened:
+        run = prepare(
+            opened,
+            model,
+            level=level,
+            diameter=diameter,
+            pixel_size=pixel_size,
+            policy=policy,
+            fusion=fusion,
+            budget=budget,
+            device=device,
+            chunk=chunk,
+            probabilities=probabilities,
+        )
+        total = len(run.plan)
+        with _telling(path):
+            job, told = run.open(path, overwrite=overwrite)
+        if told["complete"]:
+            yield Opened(path, run.shape, total, total, 1.0)
+            return _result(path, told)
+        finished = job.store.work.finished()
+        tally = Tally(total, len(finished), _BLOCKS)
+        yield Opened(path, run.shape, total, len(finished), tally.fraction)
+        with _telling(path, tally):
+            todo = set(range(total)) - finished
+            asked = near if callable(near) else lambda: near
+            if workers is None and scheduler is None:
+                yield from blocks_here(
+                    job, todo, tally, near=asked, cancelled=cancelled
+                )
+            else:
+                from napari_fovea.scale.cluster import blocks_on_workers
+
+                yield from blocks_on_workers(
+                    job,
+                    todo,
+                    tally,
+                    near=asked,
+                    cancelled=cancelled,
+                    workers=workers,
+                    scheduler=scheduler,
+                )
+            objects = None
+            if tally.done + len(tally.failures) == total:
+                objects = yield from _joined(job.store, cancelled)
+            record = _record(
+                job.store,
+                run.provenance,
+                tally,
+                objects,
+                focused=isinstance(model.config, RetinaConfig),
+                limits=job.limits,
+            )
+            complete = objects is not None and not tally.failures
+            job.store.finish(record, complete=complete)
+        return _result(path, record, tally)
+
+
+def _joined(
+    store: Store, cancelled: Callable[[], bool]
+) -> Generator[Joining, None, int | None]:
+    """Join objects across borders; tell their number, or None if it was cancelled."""
+    share = (1 - _BLOCKS) * _NUMBERING
+    finding = joining.number(store.work)
+    try:
+        while True:
+            yield Joining(_BLOCKS + share * next(finding))
+            if cancelled():
+                return None
+    except StopIteration as end:
+        numbering: joining.Numbering = end.value
+    for part in joining.rewrite(store, numbering):
+        yield Joining(1 - (1 - _BLOCKS - share) * (1 - part))
+        if cancelled() and part < 1:
+            return None
+    return numbering.count
+
+
+def _record(
+    store: Store,
+    provenance: dict[str, Any],
+    tally: Tally,
+    objects: int | None,
+    *,
+    focused: bool,
+    limits: tuple[float, float],
+) -> dict[str, Any]:
+    """Tell what the store is to say of the run, ready for JSON."""
+    fixations, seconds = 0, 0.0
+    for index in store.work.finished():
+        looks, took = store.work.read(index, "fact_fixations", "fact_seconds")
+        fixations, seconds = fixations + int(looks), seconds + float(took)
+    return {
+        "shape": list(store.array("labels/classes").shape),
+        "objects": objects,
+        "provenance": provenance
+        | {
+            "limits": list(limits),
+            "fixations": fixations if focused else None,
+            "cancelled": objects is None,
+            "seconds": round(seconds, 3),
+            "finished": tally.done,
+            "failures": [f.facts() for f in tally.failures],
+        },
+    }
+
+
+def _result(
+    path: Path, record: dict[str, Any], tally: Tally | None = None
+) -> LargeResult:
+    provenance = record["provenance"]
+    return LargeResult(
+        path,
+        tuple(record["shape"]),
+        record["objects"],
+        provenance["fixations"],
+        tuple(tally.failures) if tally else (),
+        provenance["cancelled"],
+        provenance,
+    )
+
+
+@contextmanager
+def _telling(path: Path, tally: Tally | None = None) -> Iterator[None]:
+    """Say in one sentence that the result cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        kept = f"{tally.done} of {tally.total} blocks are" if tally else "nothing is"
+        raise StoreError(
+            f"{path} cannot be written ({error.strerror or error}); {kept} kept: make "
+            "room or check its permissions, and run this again."
+        ) from error
