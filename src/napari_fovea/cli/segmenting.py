@@ -23,6 +23,16 @@ from napari_fovea.cli.common import (
     progress_bar,
     sentence,
 )
+from napari_fovea.cli.large import (
+    SUFFIX,
+    Chunk,
+    Level,
+    Overwrite,
+    Scheduler,
+    Workers,
+    refuse,
+    segment_into,
+)
 from napari_fovea.errors import FoveaError
 
 if TYPE_CHECKING:
@@ -64,7 +74,9 @@ def models(
 def segment(
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     model: Annotated[str, typer.Option(help="Name of a model, or its file.")],
-    output: Annotated[Path, typer.Option(help="Folder for the results.")],
+    output: Annotated[
+        Path, typer.Option(help="Folder for the results, or NAME.zarr for a large one.")
+    ],
     policy: Policy = None,
     budget: Budget = None,
     device: Device = "auto",
@@ -80,12 +92,33 @@ def segment(
             help="Attention map to write, or all. May be given several times."
         ),
     ] = None,
+    chunk: Chunk = None,
+    level: Level = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Segment image files.
 
     For x.png, writes x_classes.tif (0 is background), x_instances.tif, x.json
-    and, if asked for, x_probabilities.tif and x_attention_NAME.tif.
+    and, if asked for, x_probabilities.tif and x_attention_NAME.tif. An image that is
+    larger than memory goes block by block into an OME-Zarr image, NAME.zarr.
     """
+    blocks: dict[str, Any] = {
+        "chunk": chunk,
+        "level": level,
+        "workers": workers,
+        "scheduler": scheduler,
+        "overwrite": overwrite,
+    }
+    if output.suffix == SUFFIX:
+        focus = {"policy": policy.value if policy else None, "budget": budget}
+        sizes = {"diameter": diameter, "pixel_size": pixel_size, "axes": axes}
+        more = {"device": device, "probabilities": probabilities}
+        options = blocks | focus | sizes | more
+        segment_into(output, images, model, attention=attention, **options)
+        return
+    refuse(blocks)
     from napari_fovea.device import pick
     from napari_fovea.files import read_image
     from napari_fovea.inference import segment as run
