@@ -43,5 +43,9 @@ class StoreError(FoveaError):
     """A store of results cannot be written: foreign, of another run, disk full."""
 
 
+class OtherRunError(StoreError):
+    """A store holds the result of another image, model or settings."""
+
+
 class ClusterError(FoveaError):
     """The workers that were asked for are not there, or cannot be used."""

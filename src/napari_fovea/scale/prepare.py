@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from napari_fovea import device as devices
-from napari_fovea.errors import ImageError, StoreError
+from napari_fovea.errors import ImageError, OtherRunError, StoreError
 from napari_fovea.inference.segmenting import provenance_of, reader_for, resizing
 from napari_fovea.scale.identity import same_marks, what_decides
 from napari_fovea.scale.intensities import limits_of, marks_of
@@ -86,7 +86,7 @@ class Prepared:
         marks = marks_of(self.level)
         if told is not None and not overwrite:
             if told.get("plan") != decides or not same_marks(told["marks"], marks):
-                raise StoreError(
+                raise OtherRunError(
                     f"{path} holds a result of another image, model or settings; "
                     "expected a new name, or the run that it belongs to: choose "
                     "another name, or overwrite it."

@@ -45,17 +45,32 @@ class Region:
         Index in the layer's data of the array's first pixel, all axes.
     dropped : int
         Leading axes of the layer that the array lacks (a single plane).
+    whole : bool
+        Whether it is all that the layer holds.
     """
 
     array: Any
     rgb: bool
     offset: tuple[float, ...]
     dropped: int
+    whole: bool = False
 
 
 def array_of(layer: Layer) -> Any:
     """Return what an image layer holds, at full size: numpy or lazy."""
-    return layer.data[0] if layer.multiscale else layer.data
+    data = layer.data[0] if layer.multiscale else layer.data
+    if isinstance(data, np.ndarray) or hasattr(data, "dask"):
+        return data
+    # Others read a part as soon as it is taken.
+    import dask.array
+
+    return dask.array.from_array(data, name=False)
+
+
+def pixels_of(layer: Image) -> int:
+    """Count the pixels of an image layer at full size, through the stack."""
+    shape = np.shape(layer.data[0] if layer.multiscale else layer.data)
+    return math.prod(shape[:-1] if layer.rgb else shape)
 
 
 def region_of(layer: Image, dims: Any, region: str) -> Region:
@@ -77,7 +92,7 @@ def region_of(layer: Image, dims: Any, region: str) -> Region:
     """
     data = array_of(layer)
     if region == WHOLE or layer.ndim < 2:
-        return Region(data, layer.rgb, (0.0,) * layer.ndim, 0)
+        return Region(data, layer.rgb, (0.0,) * layer.ndim, 0, whole=True)
     lead = layer.ndim - 2
     point = layer.world_to_data(dims.point)
     index = tuple(

@@ -26,12 +26,25 @@ from qtpy.QtWidgets import (
 from napari_fovea.errors import FoveaError
 from napari_fovea.widgets import layers
 from napari_fovea.widgets.job import Job
+from napari_fovea.widgets.large import (
+    MOST,
+    LargeLayers,
+    ResultPlace,
+    is_large,
+    levels_of,
+    segment_into,
+    usual_path,
+)
 from napari_fovea.widgets.model import ModelPicker
 from napari_fovea.widgets.results import ResultLayers
 from napari_fovea.widgets.session import Session, session
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+
+    from napari_fovea.models import Entry
+    from napari_fovea.scale import LargeResult
+    from napari_fovea.widgets.layers import Region
 
 _REDRAW = 0.4
 """Seconds between redraws of the map and the path while a scan runs."""
@@ -54,6 +67,9 @@ class SegmentDock(QWidget):
         self.session = shared or session()
         self.job: Job | None = None
         self.results: ResultLayers | None = None
+        self.large: LargeLayers | None = None
+        self._near: tuple[float, ...] | None = None
+        self._written = False
         self._build()
         self._timer = QTimer(self)
         self._timer.setInterval(int(_REDRAW * 1000))
@@ -113,6 +129,8 @@ class SegmentDock(QWidget):
         form.addRow("Policy", self.policy)
         form.addRow("Budget", self.budget)
         form.addRow("Diameter", self.diameter)
+        self.place = ResultPlace()
+        form.addRow("Result", self.place)
         self._form = form
         buttons = QHBoxLayout()
         buttons.addWidget(self.run_button)
@@ -128,6 +146,7 @@ class SegmentDock(QWidget):
         self.run_button.clicked.connect(self.run)
         self.cancel_button.clicked.connect(self.cancel)
         self.images.currentIndexChanged.connect(self._offer_regions)
+        self.images.currentIndexChanged.connect(lambda _: self._enable())
 
     # -- what can be chosen --------------------------------------------------
 
@@ -179,6 +198,12 @@ class SegmentDock(QWidget):
             shown = chosen is None or chosen.focused
             row.setVisible(shown)
             self._form.labelForField(row).setVisible(shown)
+        layer = self._layer()
+        large = layer is not None and layers.pixels_of(layer) > MOST
+        self.place.setVisible(large)
+        self._form.labelForField(self.place).setVisible(large)
+        if layer is not None and chosen is not None:
+            self.place.suggest(usual_path(layer, chosen.name))
         self.run_button.setEnabled(ready and not running)
         self.cancel_button.setEnabled(running)
         if not running and self.images.count() == 0:
@@ -216,6 +241,47 @@ class SegmentDock(QWidget):
             self._complain(error)
             return
         settings = self.settings() | {"pixel_size": layers.pixel_size(layer)}
+        self._note = {
+            "source": layer.name,
+            "model_file": str(entry.path),
+            "region": self.region.currentText(),
+            "region_offset": list(region.offset),
+            "region_shape": list(np.shape(region.array)),
+        }
+        if is_large(region):
+            self._start_large(layer, region, entry, settings)
+        else:
+            self._start(layer, region, entry, settings)
+
+    def _start_large(
+        self, layer: Image, region: Region, entry: Entry, settings: dict[str, Any]
+    ) -> None:
+        """Segment block by block into a file, what is in view first."""
+        shared, arrays = self.session, levels_of(layer, region)
+        path, chosen = self.place.path, self.place.chosen
+        shown = LargeLayers(
+            self.viewer, layer, region, classes=len(entry.header.classes)
+        )
+
+        def make(cancelled: Any) -> Generator[Any, None, Any]:
+            return segment_into(
+                arrays,
+                shared.load(entry),
+                path,
+                chosen=chosen,
+                rgb=region.rgb,
+                near=lambda: self._near,
+                cancelled=cancelled,
+                **settings,
+            )
+
+        self.results, self.large, self._near = None, shown, None
+        self._begin(Job(make))
+
+    def _start(
+        self, layer: Image, region: Region, entry: Entry, settings: dict[str, Any]
+    ) -> None:
+        """Segment in memory."""
         live = self.live.isChecked()
         shared = self.session
 
@@ -247,16 +313,13 @@ class SegmentDock(QWidget):
             later=lambda f: QTimer.singleShot(0, f),
             in_order=live and settings.get("policy") == "seek",
         )
+        self.large = None
+        self._begin(Job(make))
+
+    def _begin(self, job: Job) -> None:
         self._started = time.perf_counter()
-        self._note = {
-            "source": layer.name,
-            "model_file": str(entry.path),
-            "region": self.region.currentText(),
-            "region_offset": list(region.offset),
-            "region_shape": list(np.shape(region.array)),
-        }
-        self._fraction = 0.0
-        self.job = Job(make)
+        self._fraction, self._blocks = 0.0, ""
+        self.job = job
         self.job.yielded.connect(self._on_event)
         self.job.returned.connect(self._on_result)
         self.job.errored.connect(self._complain)
@@ -276,6 +339,8 @@ class SegmentDock(QWidget):
     def _on_event(self, event: Any) -> None:
         from napari_fovea.inference import Fixated, Preview, Started
 
+        if self.large is not None:
+            self._on_block(event)
         if self.results is None:
             return
         if isinstance(event, Preview):
@@ -288,28 +353,49 @@ class SegmentDock(QWidget):
             self.results.fixated(event)
         self._fraction = max(self._fraction, event.fraction)
 
+    def _on_block(self, event: Any) -> None:
+        """Follow a run that writes to a file."""
+        from napari_fovea.scale import Finished, Opened
+
+        assert self.large is not None
+        if isinstance(event, Opened):
+            self.large.opened(event)
+        elif isinstance(event, Finished):
+            self._blocks = f"{event.done} of {event.total} blocks · "
+            self._written = True
+        self._fraction = max(self._fraction, event.fraction)
+
     def _layers_are_there(self) -> None:
         self._started = time.perf_counter()
         self._go.set()
 
     def _redraw(self) -> None:
-        if self.job is None or self.results is None:
+        if self.job is None:
             return
-        if self.live.isChecked():
+        if self.large is not None:
+            self._near = self.large.near()
+            if self._written and self.live.isChecked():
+                self._written = False
+                self.large.refresh()
+        elif self.results is not None and self.live.isChecked():
             self.results.draw_path()
         if self._fraction and not self.job.cancelled:
             spent = time.perf_counter() - self._started
             left = spent * (1 - self._fraction) / self._fraction
             self.progress.setValue(int(1000 * self._fraction))
             self.status.setText(
-                f"{self._fraction:.0%} · {_duration(spent)} gone, "
+                f"{self._fraction:.0%} · {self._blocks}{_duration(spent)} gone, "
                 f"about {_duration(left)} left"
             )
 
     def _on_result(self, result: Any) -> None:
-        if self.results is None or result is None:
+        if result is None:
             return
         self._timer.stop()
+        if self.large is not None:
+            self._on_file(result)
+        if self.results is None:
+            return
         made = dict(result.provenance)
         note = {**self._note, "provenance": made, "python": _python(self._note, made)}
         self.results.finish(result, note)
@@ -320,6 +406,18 @@ class SegmentDock(QWidget):
             f"{how}: {int(result.instances.max())} objects, {looks}"
             f"{_duration(made['seconds'])} on {made['device']}"
         )
+
+    def _on_file(self, result: LargeResult) -> None:
+        """Show what was written to a file, and tell where it is."""
+        assert self.large is not None
+        made = dict(result.provenance)
+        note = {**self._note, "provenance": made, "file": str(result.path)}
+        self.large.finish(result, note)
+        self.progress.setValue(1000)
+        found = f"{result.objects} objects" if result.objects is not None else "stopped"
+        count = len(result.failures)
+        failed = f", {count} blocks failed ({result.failures[0]})" if count else ""
+        self.status.setText(f"Done: {found}{failed}. Kept in {result.path}")
 
     def _complain(self, error: Exception) -> None:
         self.progress.setValue(0)

@@ -1,0 +1,319 @@
+"""Images too large to segment in memory: layers that fill as blocks are finished."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QLineEdit, QPushButton, QWidget
+
+from napari_fovea.files import home
+from napari_fovea.widgets import layers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Sequence
+
+    from napari.layers import Image, Layer
+    from numpy.typing import DTypeLike, NDArray
+
+    from napari_fovea.models import Model
+    from napari_fovea.scale import Event, LargeResult, Opened
+    from napari_fovea.widgets.layers import Region
+
+MOST = 2**25
+"""Pixels up to which a region is segmented in memory."""
+
+_ROLES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    # array of the store: kind of layer, what its name ends in, how it looks at first
+    "uncertainty": (
+        "image",
+        "uncertainty",
+        {
+            "colormap": "magma",
+            "blending": "additive",
+            "opacity": 0.8,
+            "visible": False,
+        },
+    ),
+    "labels": ("labels", "classes", {"opacity": 0.45}),
+    "instances": ("labels", "instances", {"opacity": 0.5}),
+}
+
+
+def _role(role: str, *, flat: bool) -> str:
+    return f"large {role}, one level" if flat else f"large {role}"
+
+
+def is_large(region: Region) -> bool:
+    """Whether a region is to be segmented block by block, into a file."""
+    shape = np.shape(region.array)
+    return math.prod(shape[:-1] if region.rgb else shape) > MOST
+
+
+def levels_of(layer: Image, region: Region) -> list[Any]:
+    """Give what `scale.open_source` reads: all levels of a whole pyramid."""
+    if layer.multiscale and region.whole:
+        return list(layer.data)
+    return [layer.data if region.whole else region.array]
+
+
+def usual_path(layer: Image, model: str) -> Path:
+    """Choose where a result goes, unless the user says otherwise."""
+    name = re.sub(r"[^\w +-]+", "-", f"{layer.name} {model}").strip(" -")
+    return home() / "segmentations" / f"{name}.zarr"
+
+
+class Filling:
+    """An array of a store as napari shows it, with the axes of the source.
+
+    Nothing is kept of it: what a block has written is there when it is read again.
+
+    Parameters
+    ----------
+    array : zarr.Array
+        Spatial axes last.
+    dropped : int
+        Leading axes of the source that it lacks.
+    """
+
+    def __init__(self, array: Any, dropped: int) -> None:
+        self._array, self._dropped = array, dropped
+        self.shape: tuple[int, ...] = (1,) * dropped + tuple(map(int, array.shape))
+        self.ndim = len(self.shape)
+        self.size = math.prod(self.shape)
+        self.dtype: DTypeLike = array.dtype
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        """Read a part, as of an array."""
+        index = index if isinstance(index, tuple) else (index,)
+        if Ellipsis in index:
+            place = index.index(Ellipsis)
+            rest = (slice(None),) * (self.ndim - len(index) + 1)
+            index = index[:place] + rest + index[place + 1 :]
+        head, tail = index[: self._dropped], index[self._dropped :]
+        part = np.asarray(self._array[tail])
+        read: NDArray[Any] = part.reshape((1,) * self._dropped + part.shape)
+        return read[(*head, ...)]
+
+    def __array__(
+        self, dtype: DTypeLike | None = None, copy: bool | None = None
+    ) -> NDArray[Any]:
+        return np.asarray(self[...], dtype=dtype)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+
+class LargeLayers:
+    """Layers that show the store of one run while it fills.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+        Where the layers go.
+    source : napari.layers.Image
+        What is segmented.
+    region : Region
+        The part of it.
+    classes : int
+        Number of classes K.
+    """
+
+    def __init__(
+        self, viewer: Any, source: Image, region: Region, *, classes: int
+    ) -> None:
+        self.viewer, self.source, self.region = viewer, source, region
+        self._top = math.log(classes)
+        self._name = source.name
+        self._shape: tuple[int, ...] = ()
+
+    @property
+    def idle(self) -> bool:
+        """Whether all is on show; it always is."""
+        return True
+
+    def layer(self, role: str) -> Layer | None:
+        """Find the layer of one of the store's arrays, if it is there."""
+        for flat in (False, True):
+            layer = layers.find(self.viewer.layers, self.source, _role(role, flat=flat))
+            if layer is not None:
+                return layer
+        return None
+
+    def near(self) -> tuple[float, ...] | None:
+        """Tell the place of the result that is in the middle of the view."""
+        if not self._shape or self.source not in self.viewer.layers:
+            return None
+        dims = self.viewer.dims
+        point = np.array(dims.point, dtype=float)
+        point[list(dims.displayed)] = self.viewer.scene.camera.center[-dims.ndisplay :]
+        inside = self.source.world_to_data(point[-self.source.ndim :])
+        place = np.asarray(inside, dtype=float) - np.asarray(self.region.offset)
+        y, x = place[-2:] / self._scale()
+        lead = self._shape[:-2]
+        if not lead:
+            return float(y), float(x)
+        index = np.clip(np.rint(place[self.region.dropped : -2]), 0, np.array(lead) - 1)
+        plane = np.ravel_multi_index(tuple(index.astype(int)), lead)
+        return float(plane), float(y), float(x)
+
+    def _scale(self) -> tuple[float, float]:
+        """Pixels of the source per pixel of the result (y, x)."""
+        shape = np.shape(self.region.array)
+        high, wide = shape[-3:-1] if self.region.rgb else shape[-2:]
+        return high / self._shape[-2], wide / self._shape[-1]
+
+    def opened(self, event: Opened) -> None:
+        """Show the store: empty, or with what an earlier run has left."""
+        from napari_fovea.scale import LargeResult
+
+        self._shape = event.shape
+        result = LargeResult(event.path, event.shape, None, None)
+        self._show("uncertainty", result.uncertainty, {})
+        self._show("labels", result.labels, {}).visible = True
+        old = self.layer("instances")
+        if old is not None:
+            old.visible = False
+
+    def refresh(self) -> None:
+        """Read again what is in view."""
+        for role in _ROLES:
+            layer = self.layer(role)
+            if layer is not None and layer.visible:
+                layer.refresh(extent=False, thumbnail=False)
+
+    def finish(self, result: LargeResult, note: dict[str, Any]) -> None:
+        """Show the result, with everything that made it."""
+        self._show("uncertainty", result.uncertainty, note)
+        classes = self._show("labels", result.labels, note)
+        if result.objects is not None:
+            self._show("instances", result.instances, note).visible = True
+            classes.visible = False
+        self.refresh()
+
+    def _show(self, role: str, arrays: Sequence[Any], note: dict[str, Any]) -> Layer:
+        kind, ending, style = _ROLES[role]
+        down, right = self._scale()
+        place = layers.placement(
+            self.source,
+            self.region.offset,
+            scale=(down, right),
+            shift=((down - 1) / 2, (right - 1) / 2),
+        )
+        data = [Filling(array, self.region.dropped) for array in arrays]
+        # A thin plane has one level, and napari's layers are of one kind for life.
+        flat = len(data) == 1
+        if role == "uncertainty":
+            style = style | {"contrast_limits": (0.0, self._top)}
+        return layers.put(
+            self.viewer,
+            kind,
+            data[0] if flat else data,
+            source=self.source,
+            role=_role(role, flat=flat),
+            title=f"{self._name} {ending}",
+            note=note,
+            place=place,
+            multiscale=not flat,
+            **style,
+        )
+
+
+def segment_into(
+    arrays: list[Any],
+    model: Model,
+    path: Path,
+    *,
+    chosen: bool,
+    rgb: bool,
+    cancelled: Callable[[], bool],
+    **settings: Any,
+) -> Generator[Event, None, LargeResult]:
+    """Segment the levels of an image into a store; for a job.
+
+    Parameters
+    ----------
+    arrays : list of array
+        From `levels_of`.
+    model : Model
+        What to segment with.
+    path : Path
+        Where the result goes.
+    chosen : bool
+        Whether the user has chosen that place; else, where another result is there,
+        it goes beside that one.
+    rgb : bool
+        Whether the last axis holds channels.
+    cancelled : callable
+        Asked after every block.
+    **settings
+        Of `segment_large`.
+    """
+    from napari_fovea.device import leaving_a_core
+    from napari_fovea.errors import OtherRunError
+    from napari_fovea.images import guess_axes
+    from napari_fovea.scale import segment_large
+
+    for number in itertools.count(1):
+        numbered = path if number == 1 else path.with_stem(f"{path.stem} {number}")
+        run = segment_large(
+            arrays if len(arrays) > 1 else arrays[0],
+            model,
+            numbered,
+            axes=guess_axes(np.shape(arrays[0]), rgb=rgb),
+            cancelled=cancelled,
+            **settings,
+        )
+        try:
+            with leaving_a_core():
+                return (yield from run)
+        except OtherRunError:
+            if chosen:
+                raise
+    raise AssertionError
+
+
+class ResultPlace(QWidget):
+    """Asks where the result of a large image goes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.edit = QLineEdit()
+        self.edit.setToolTip(
+            "Large images are segmented block by block into this folder (OME-Zarr);\n"
+            "a run that was broken off goes on where it was"
+        )
+        browse = QPushButton("…")
+        browse.setToolTip("Choose a folder")
+        browse.setMaximumWidth(32)
+        browse.clicked.connect(self._browse)
+        row = QHBoxLayout(self)
+        row.setContentsMargins(0, 0, 0, 0)
+        row.addWidget(self.edit)
+        row.addWidget(browse)
+
+    def suggest(self, path: Path) -> None:
+        """Show where it goes unless the user says otherwise."""
+        self.edit.setPlaceholderText(path.name)
+        self._usual = path
+
+    @property
+    def path(self) -> Path:
+        """Where the result goes."""
+        return Path(self.edit.text()).expanduser() if self.chosen else self._usual
+
+    @property
+    def chosen(self) -> bool:
+        """Whether the user has said so."""
+        return bool(self.edit.text().strip())
+
+    def _browse(self) -> None:
+        path, _ = QFileDialog.getSaveFileName(
+            self, "Write the result to", str(self.path), "OME-Zarr (*.zarr)"
+        )
+        if path:
+            self.edit.setText(path)
