@@ -11,6 +11,10 @@ class ImageError(FoveaError):
     """The image cannot be used: its shape, type, channels or values."""
 
 
+class OutputError(FoveaError):
+    """Results cannot be written: no such folder, no right to, disk full."""
+
+
 class CheckpointError(FoveaError):
     """A model file cannot be read: truncated, foreign, too new, or a pickle."""
 
@@ -37,3 +41,11 @@ class PathError(FoveaError):
 
 class AttentionError(FoveaError):
     """There is no such attention map, or the model has none."""
+
+
+def sentence(error: Exception) -> str:
+    """Say what went wrong in one line."""
+    first = str(error).strip().split("\n")[0]
+    return (
+        first if isinstance(error, FoveaError) else f"{type(error).__name__}: {first}"
+    )
