@@ -7,6 +7,8 @@ BIN := .venv/bin
 SHELL := /bin/bash
 # On a machine without a screen, tests and demo draw on a virtual one.
 VIRTUAL := $(if $(DISPLAY)$(WAYLAND_DISPLAY),,xvfb-run -a -s "-screen 0 1600x1000x24")
+# Tests run a worker per core, four at most; those with a window all in one.
+WORKERS := --numprocesses logical --maxprocesses 4 --dist loadgroup
 
 .PHONY: setup demo test lint check docs screenshots evaluate benchmarks clean
 
@@ -27,7 +29,7 @@ else
 endif
 
 test: setup lint
-	$(VIRTUAL) $(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	$(VIRTUAL) $(BIN)/python -m pytest $(WORKERS) --cov --cov-report=term:skip-covered
 
 lint: setup
 	$(BIN)/ruff check .

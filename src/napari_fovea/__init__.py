@@ -9,7 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from napari_fovea.inference import AttentionMap, Segmentation, complete, segment
+    from napari_fovea.inference import (
+        AttentionMap,
+        Segmentation,
+        complete,
+        segment,
+        segment_files,
+    )
     from napari_fovea.models import Model
     from napari_fovea.retina import FocusPath, RetinaGrid
 
@@ -21,6 +27,7 @@ _HOMES = {
     "Segmentation": "inference",
     "complete": "inference",
     "segment": "inference",
+    "segment_files": "inference",
 }
 
 __all__ = [
@@ -31,6 +38,7 @@ __all__ = [
     "Segmentation",
     "complete",
     "segment",
+    "segment_files",
 ]
 
 

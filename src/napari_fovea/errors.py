@@ -11,6 +11,10 @@ class ImageError(FoveaError):
     """The image cannot be used: its shape, type, channels or values."""
 
 
+class OutputError(FoveaError):
+    """Results cannot be written: no such folder, no right to, disk full."""
+
+
 class CheckpointError(FoveaError):
     """A model file cannot be read: truncated, foreign, too new, or a pickle."""
 
@@ -49,3 +53,11 @@ class OtherRunError(StoreError):
 
 class ClusterError(FoveaError):
     """The workers that were asked for are not there, or cannot be used."""
+
+
+def sentence(error: Exception) -> str:
+    """Say what went wrong in one line."""
+    first = str(error).strip().split("\n")[0]
+    return (
+        first if isinstance(error, FoveaError) else f"{type(error).__name__}: {first}"
+    )

@@ -56,7 +56,8 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.generic]:
     try:
         if path.suffix.lower() in (".tif", ".tiff"):
             return np.asarray(tifffile.imread(path))
-        return np.asarray(imageio.imread(path))
+        with path.open("rb") as file:  # which some decoders would leave open
+            return np.asarray(imageio.imread(file, extension=path.suffix.lower()))
     except Exception as error:  # every decoder has its own kinds
         raise ImageError(
             f"{path} cannot be read as an image ({type(error).__name__}); expected "

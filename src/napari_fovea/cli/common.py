@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +22,7 @@ from rich.progress import (
 from napari_fovea.errors import FoveaError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from napari_fovea.training.fit import EpochEnd
@@ -72,14 +76,6 @@ def complain(what: str, sentence: str) -> None:
     err.print(f"[red]{what}:[/red] {escape(sentence)}", highlight=False)
 
 
-def sentence(error: Exception) -> str:
-    """Say what went wrong in one line."""
-    first = str(error).strip().split("\n")[0]
-    return (
-        first if isinstance(error, FoveaError) else f"{type(error).__name__}: {first}"
-    )
-
-
 def check_output(output: Path) -> None:
     """Raise FoveaError unless a model can be written under this name."""
     if output.suffix != ".safetensors":
@@ -99,6 +95,29 @@ def progress_bar() -> Progress:
         console=err,
         transient=True,
     )
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Let the first Ctrl-C ask for an end in order; the second ends it hard.
+
+    Yields
+    ------
+    callable
+        Tells whether an end was asked for.
+    """
+    asked = threading.Event()
+
+    def ask(*_: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        asked.set()
+        err.print("stopping; what is done is kept (Ctrl-C again: at once)")
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def follow(events: Any, what: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,9 +18,11 @@ from napari_fovea.cli.common import (
     Policy,
     app,
     complain,
+    duration,
+    err,
+    interruptible,
     out,
     progress_bar,
-    sentence,
 )
 from napari_fovea.cli.large import (
     SUFFIX,
@@ -33,13 +34,11 @@ from napari_fovea.cli.large import (
     refuse,
     segment_into,
 )
-from napari_fovea.errors import FoveaError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from rich.progress import Progress
+    from collections.abc import Generator
 
-    from napari_fovea.inference import Segmentation
+    from napari_fovea.inference import Batch, Failed
     from napari_fovea.models import Model
 
 
@@ -72,7 +71,10 @@ def models(
 
 @app.command()
 def segment(
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(help="Image files, folders, and patterns such as 'a/*/*.tif'."),
+    ],
     model: Annotated[str, typer.Option(help="Name of a model, or its file.")],
     output: Annotated[
         Path, typer.Option(help="Folder for the results, or NAME.zarr for a large one.")
@@ -92,6 +94,17 @@ def segment(
             help="Attention map to write, or all. May be given several times."
         ),
     ] = None,
+    recursive: Annotated[
+        bool,
+        typer.Option(
+            "--recursive",
+            help="Look into folders in folders, too; results keep the subfolders.",
+        ),
+    ] = False,
+    skip_existing: Annotated[
+        bool,
+        typer.Option("--skip-existing", help="Leave out images that have results."),
+    ] = False,
     chunk: Chunk = None,
     level: Level = None,
     workers: Workers = None,
@@ -119,51 +132,73 @@ def segment(
         segment_into(output, images, model, attention=attention, **options)
         return
     refuse(blocks)
-    from napari_fovea.device import pick
-    from napari_fovea.files import read_image
-    from napari_fovea.inference import segment as run
+    from napari_fovea.inference import segment_files
     from napari_fovea.models import Model
 
     loaded = Model.load(model)
-    pick(device)  # an unknown device is no image's fault
-    maps = _maps(loaded, attention or [])
-    failed = 0
-    stems = _distinct_stems(images)
-    with progress_bar() as progress:
-        files = progress.add_task("images", total=len(images), visible=len(images) > 1)
-        for path, stem in zip(images, stems, strict=True):
-            bar = progress.add_task(path.name, total=1.0)
-            try:
-                events = run(
-                    read_image(path),
-                    loaded,
-                    axes=axes,
-                    policy=policy.value if policy else None,
-                    budget=budget,
-                    diameter=diameter,
-                    pixel_size=pixel_size,
-                    device=device,
-                    attention=maps,
-                )
-                result = _follow(events, progress, bar)
-                _write(
-                    result,
-                    output,
-                    stem,
-                    path,
-                    probabilities=probabilities,
-                    maps=maps,
-                )
-            except Exception as error:  # whatever it is, the rest goes on
-                failed += 1
-                complain("failed", f"{path}: {sentence(error)}")
-            finally:
-                progress.remove_task(bar)
-                progress.advance(files)
-    done = len(images) - failed
-    out.print(f"{done} of {len(images)} images segmented into {output}")
-    if failed:
+    with interruptible() as interrupted:
+        run = segment_files(
+            images,
+            loaded,
+            output,
+            recursive=recursive,
+            skip_existing=skip_existing,
+            probabilities=probabilities,
+            attention=_maps(loaded, attention or []),
+            cancelled=interrupted,
+            policy=policy.value if policy else None,
+            budget=budget,
+            device=device,
+            diameter=diameter,
+            pixel_size=pixel_size,
+            axes=axes,
+        )
+        batch = _follow(run)
+    done, skipped = len(batch.written), batch.skipped
+    total = done + len(batch.failed) + batch.left
+    rate = f"{done / batch.seconds:.3g} images per second"
+    out.print(
+        f"{done} of {total} images segmented into {output} in "
+        f"{duration(batch.seconds)} ({rate})"
+        + (f"; {skipped} had results" if skipped else "")
+    )
+    if batch.left:
+        complain("interrupted", f"{batch.left} left; --skip-existing goes on with them")
+        raise typer.Exit(130)
+    if batch.failed:
         raise typer.Exit(1)
+
+
+def _follow(run: Generator[Any, None, Batch]) -> Batch:
+    """Show how far it is; tell what fails at once, and again in the end."""
+    from napari_fovea.inference import Computing, Failed
+
+    failed: list[Failed] = []
+    with progress_bar() as progress:
+        every = progress.add_task("images", total=1.0)
+        bar = progress.add_task("", total=1.0)
+        try:
+            while True:
+                event = next(run)
+                progress.update(every, completed=event.fraction)
+                if isinstance(event, Computing):
+                    name = event.path.name
+                    progress.update(bar, description=name, completed=event.part)
+                elif isinstance(event, Failed):
+                    failed.append(event)
+                    _tell(event)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        finally:
+            progress.stop()
+            if len(failed) > 1:
+                err.print(f"{len(failed)} images failed:")
+                for one in failed:
+                    _tell(one)
+
+
+def _tell(failed: Failed) -> None:
+    complain("failed", f"{failed.path}: {failed.reason}")
 
 
 def _maps(model: Model, names: list[str]) -> tuple[str, ...]:
@@ -175,70 +210,3 @@ def _maps(model: Model, names: list[str]) -> tuple[str, ...]:
     known = [a.name for a in attends(model)] or ["all"]
     meant = [m for name in names for m in (known if name == "all" else [name])]
     return tuple(w.name for w in wanted(model, meant))
-
-
-def _slug(name: str) -> str:
-    """Make of a map's name a part of a file's name."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
-
-
-def _follow(events: Any, progress: Progress, bar: Any) -> Segmentation:
-    result: Segmentation
-    try:
-        while True:
-            event = next(events)
-            progress.update(bar, completed=getattr(event, "fraction", None))
-    except StopIteration as end:
-        result = end.value
-    return result
-
-
-def _distinct_stems(paths: list[Path]) -> list[str]:
-    """Names for the results: the stem, or the whole name where stems repeat."""
-    stems = [p.stem for p in paths]
-    names = [p.stem if stems.count(p.stem) == 1 else p.name for p in paths]
-    twice = sorted({n for n in names if names.count(n) > 1})
-    if twice:
-        raise FoveaError(
-            f"Two images are called {twice[0]}, and so would be their results: "
-            "segment them into different folders."
-        )
-    return names
-
-
-def _write(
-    result: Segmentation,
-    folder: Path,
-    stem: str,
-    source: Path,
-    *,
-    probabilities: bool,
-    maps: tuple[str, ...],
-) -> None:
-    import tifffile
-
-    from napari_fovea.files import replacing
-
-    arrays: dict[str, NDArray[Any]] = {
-        "classes": result.labels,
-        "instances": result.instances,
-    }
-    if probabilities:
-        arrays["probabilities"] = result.probabilities
-    laid = {}
-    for one in result.attention:
-        if one.name in maps:
-            arrays[f"attention_{_slug(one.name)}"] = one.array
-            laid[one.name] = {"scale": one.scale, "offset": one.offset}
-    for name, array in arrays.items():
-        with replacing(folder / f"{stem}_{name}.tif") as temporary:
-            # Three planes are a stack, not red, green and blue.
-            tifffile.imwrite(
-                temporary, array, compression="zlib", photometric="minisblack"
-            )
-    made = {"file": str(source), **result.provenance}
-    made["objects"] = int(result.instances.max())
-    if laid:
-        made["attention"] = laid
-    with replacing(folder / f"{stem}.json") as temporary:
-        temporary.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")

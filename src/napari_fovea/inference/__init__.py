@@ -11,7 +11,16 @@ from napari_fovea.inference.attribution import (
     Influence,
     explain,
 )
+from napari_fovea.inference.batch import (
+    Batch,
+    Computing,
+    Failed,
+    Found,
+    Written,
+    segment_files,
+)
 from napari_fovea.inference.decision import Deciding, deciding
+from napari_fovea.inference.folders import ImageFile, find_images
 from napari_fovea.inference.instances import separate
 from napari_fovea.inference.reading import complete
 from napari_fovea.inference.result import (
@@ -30,11 +39,16 @@ from napari_fovea.inference.tiles import Tiling
 __all__ = [
     "Attends",
     "AttentionMap",
+    "Batch",
+    "Computing",
     "Deciding",
     "Event",
     "Evidence",
     "Explanation",
+    "Failed",
     "Fixated",
+    "Found",
+    "ImageFile",
     "Influence",
     "Preview",
     "Segmentation",
@@ -42,11 +56,14 @@ __all__ = [
     "Started",
     "Tiled",
     "Tiling",
+    "Written",
     "attends",
     "complete",
     "deciding",
     "explain",
+    "find_images",
     "means_of_instances",
     "segment",
+    "segment_files",
     "separate",
 ]

@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from napari_fovea.errors import AttentionError
 from napari_fovea.widgets import layers
 
 if TYPE_CHECKING:
+    import pandas as pd
     from napari.layers import Labels
 
     from napari_fovea.inference import AttentionMap
@@ -99,6 +99,8 @@ def measure(shown: MapLayers, maps: list[AttentionMap]) -> str:
 
 def _table(layer: Labels) -> pd.DataFrame:
     """Features of a labels layer with a row for every object, and its number."""
+    import pandas as pd
+
     count = int(np.asarray(layer.data).max(initial=0))
     whole = pd.DataFrame({"index": np.arange(count + 1)})
     known = layer.features

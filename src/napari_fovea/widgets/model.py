@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qtpy.compat import isalive
-from qtpy.QtCore import Qt
+from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import (
     QComboBox,
     QFileDialog,
@@ -33,6 +33,7 @@ _SYSTEMS = {
 }
 
 
+_UNTIL_SEEN = 200  # ms until a dock has surely been painted
 _NAME = 30  # letters of a model's name and system that are always to be read
 
 
@@ -60,10 +61,18 @@ class ModelPicker(QComboBox):
             self._show()
         else:
             self.addItem("looking…")
-            self._job = Job(lambda _: survey())
-            self._job.returned.connect(self._surveyed)
-            self._job.errored.connect(lambda error: self.setItemText(0, f"⚠ {error}"))
-            self._job.start()
+            # Importing torch in a thread slows this one: first let the dock be seen.
+            self._wait = QTimer(self, singleShot=True)
+            self._wait.timeout.connect(self._survey)
+            self._wait.start(_UNTIL_SEEN)
+
+    def _survey(self) -> None:
+        if self.session.entries:
+            return  # another dock was quicker
+        self._job = Job(lambda _: survey())
+        self._job.returned.connect(self._surveyed)
+        self._job.errored.connect(lambda error: self.setItemText(0, f"⚠ {error}"))
+        self._job.start()
 
     def _surveyed(self, found: Any) -> None:
         entries, self.session.devices = found

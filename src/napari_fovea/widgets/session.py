@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from psygnal import Signal
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from pathlib import Path
 
     from napari_fovea.models import Entry, Model
+
+_KEPT = 3
+"""Models that stay in memory."""
 
 
 class Session:
@@ -36,7 +41,8 @@ class Session:
         self.chosen: Entry | None = None
         self.device = "auto"
         self.devices: tuple[str, ...] = ()
-        self._loaded: tuple[Entry, Model] | None = None
+        self._kept: dict[tuple[Path, int], Model] = {}
+        self._loading = Lock()
 
     def offer(self, entries: tuple[Entry, ...]) -> None:
         """Set the models to choose from; the first becomes the chosen one."""
@@ -52,7 +58,6 @@ class Session:
         others = tuple(e for e in self.entries if e.path != entry.path)
         self.entries = (*others, entry)
         self.chosen = entry
-        self._loaded = None
         self.listed.emit()
         self.changed.emit()
 
@@ -76,15 +81,20 @@ class Session:
             self.changed.emit()
 
     def load(self, entry: Entry) -> Model:
-        """Weights of a model; kept, so that the next run starts at once.
+        """Weights of a model; the last few are kept, so that a run starts at once.
 
-        Call it in a job: it may read a file.
+        A file that was written anew is read again. Call it in a job.
         """
         from napari_fovea.models import Model
 
-        if self._loaded is None or self._loaded[0] != entry:
-            self._loaded = (entry, Model.load(entry.path))
-        return self._loaded[1]
+        with self._loading:
+            written = entry.path.stat().st_mtime_ns if entry.path.exists() else 0
+            key = entry.path, written
+            model = self._kept.pop(key, None) or Model.load(entry.path)
+            self._kept[key] = model  # the last used comes last
+            for old in list(self._kept)[:-_KEPT]:
+                del self._kept[old]
+        return model
 
 
 _session: Session | None = None
