@@ -15,13 +15,14 @@ from napari_fovea.files import home
 from napari_fovea.widgets import layers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     from napari.layers import Image, Layer
     from numpy.typing import DTypeLike, NDArray
 
     from napari_fovea.models import Model
     from napari_fovea.scale import Event, LargeResult, Opened
+    from napari_fovea.widgets.job import Make
     from napari_fovea.widgets.layers import Region
 
 MOST = 2**25
@@ -108,8 +109,8 @@ class Filling:
         return self.shape[0]
 
 
-class LargeLayers:
-    """Layers that show the store of one run while it fills.
+class LargeRun:
+    """A run that goes block by block into a store, and layers that show it meanwhile.
 
     Parameters
     ----------
@@ -121,20 +122,71 @@ class LargeLayers:
         The part of it.
     classes : int
         Number of classes K.
+
+    Attributes
+    ----------
+    blocks : str
+        How many blocks are done, in words.
     """
 
     def __init__(
         self, viewer: Any, source: Image, region: Region, *, classes: int
     ) -> None:
         self.viewer, self.source, self.region = viewer, source, region
+        self.blocks = ""
         self._top = math.log(classes)
         self._name = source.name
         self._shape: tuple[int, ...] = ()
+        self._near: tuple[float, ...] | None = None
+        self._written = False
 
-    @property
-    def idle(self) -> bool:
-        """Whether all is on show; it always is."""
-        return True
+    def make(
+        self, load: Callable[[], Model], place: ResultPlace, settings: Mapping[str, Any]
+    ) -> Make:
+        """Tell a job what to do.
+
+        Parameters
+        ----------
+        load : callable
+            Gives the model; called in the thread.
+        place : ResultPlace
+            Where the result goes.
+        settings : mapping
+            Of `segment_large`.
+        """
+        arrays, rgb = levels_of(self.source, self.region), self.region.rgb
+        path, chosen = place.path, place.chosen
+
+        def make(cancelled: Callable[[], bool]) -> Generator[Any, None, Any]:
+            return _segment_into(
+                arrays,
+                load(),
+                path,
+                chosen=chosen,
+                rgb=rgb,
+                near=lambda: self._near,
+                cancelled=cancelled,
+                **settings,
+            )
+
+        return make
+
+    def follow(self, event: Any) -> None:
+        """Take note of what the run tells."""
+        from napari_fovea.scale import Finished, Opened
+
+        if isinstance(event, Opened):
+            self._open(event)
+        elif isinstance(event, Finished):
+            self.blocks = f"{event.done} of {event.total} blocks · "
+            self._written = True
+
+    def tick(self, *, live: bool) -> None:
+        """Look where the user looks; now and then show what has been written."""
+        self._near = self.near()
+        if self._written and live:
+            self._written = False
+            self.refresh()
 
     def layer(self, role: str) -> Layer | None:
         """Find the layer of one of the store's arrays, if it is there."""
@@ -167,7 +219,7 @@ class LargeLayers:
         high, wide = shape[-3:-1] if self.region.rgb else shape[-2:]
         return high / self._shape[-2], wide / self._shape[-1]
 
-    def opened(self, event: Opened) -> None:
+    def _open(self, event: Opened) -> None:
         """Show the store: empty, or with what an earlier run has left."""
         from napari_fovea.scale import LargeResult
 
@@ -186,14 +238,22 @@ class LargeLayers:
             if layer is not None and layer.visible:
                 layer.refresh(extent=False, thumbnail=False)
 
-    def finish(self, result: LargeResult, note: dict[str, Any]) -> None:
-        """Show the result, with everything that made it."""
+    def finish(self, result: LargeResult, note: dict[str, Any]) -> str:
+        """Show the result, with everything that made it; tell of it in a sentence."""
+        note = note | {"provenance": dict(result.provenance), "file": str(result.path)}
         self._show("uncertainty", result.uncertainty, note)
         classes = self._show("labels", result.labels, note)
         if result.objects is not None:
             self._show("instances", result.instances, note).visible = True
             classes.visible = False
         self.refresh()
+        said = "Stopped" if result.cancelled else f"Done: {result.objects} objects"
+        if result.failures:
+            first, count = result.failures[0], len(result.failures)
+            said += (
+                f"; {count} blocks failed, the first ({first.block}): {first.reason}"
+            )
+        return f"{said}. Kept in {result.path}"
 
     def _show(self, role: str, arrays: Sequence[Any], note: dict[str, Any]) -> Layer:
         kind, ending, style = _ROLES[role]
@@ -223,7 +283,7 @@ class LargeLayers:
         )
 
 
-def segment_into(
+def _segment_into(
     arrays: list[Any],
     model: Model,
     path: Path,

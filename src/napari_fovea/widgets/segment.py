@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,11 +29,9 @@ from napari_fovea.widgets import layers
 from napari_fovea.widgets.job import Job
 from napari_fovea.widgets.large import (
     MOST,
-    LargeLayers,
+    LargeRun,
     ResultPlace,
     is_large,
-    levels_of,
-    segment_into,
     usual_path,
 )
 from napari_fovea.widgets.model import ModelPicker
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from napari_fovea.models import Entry
-    from napari_fovea.scale import LargeResult
     from napari_fovea.widgets.layers import Region
 
 _REDRAW = 0.4
@@ -67,9 +65,7 @@ class SegmentDock(QWidget):
         self.session = shared or session()
         self.job: Job | None = None
         self.results: ResultLayers | None = None
-        self.large: LargeLayers | None = None
-        self._near: tuple[float, ...] | None = None
-        self._written = False
+        self.large: LargeRun | None = None
         self._build()
         self._timer = QTimer(self)
         self._timer.setInterval(int(_REDRAW * 1000))
@@ -249,34 +245,13 @@ class SegmentDock(QWidget):
             "region_shape": list(np.shape(region.array)),
         }
         if is_large(region):
-            self._start_large(layer, region, entry, settings)
+            classes = len(entry.header.classes)
+            self.large = LargeRun(self.viewer, layer, region, classes=classes)
+            self.results = None
+            load = partial(self.session.load, entry)
+            self._begin(Job(self.large.make(load, self.place, settings)))
         else:
             self._start(layer, region, entry, settings)
-
-    def _start_large(
-        self, layer: Image, region: Region, entry: Entry, settings: dict[str, Any]
-    ) -> None:
-        """Segment block by block into a file, what is in view first."""
-        shared, arrays = self.session, levels_of(layer, region)
-        path, chosen = self.place.path, self.place.chosen
-        shown = LargeLayers(
-            self.viewer, layer, region, classes=len(entry.header.classes)
-        )
-
-        def make(cancelled: Any) -> Generator[Any, None, Any]:
-            return segment_into(
-                arrays,
-                shared.load(entry),
-                path,
-                chosen=chosen,
-                rgb=region.rgb,
-                near=lambda: self._near,
-                cancelled=cancelled,
-                **settings,
-            )
-
-        self.results, self.large, self._near = None, shown, None
-        self._begin(Job(make))
 
     def _start(
         self, layer: Image, region: Region, entry: Entry, settings: dict[str, Any]
@@ -318,7 +293,7 @@ class SegmentDock(QWidget):
 
     def _begin(self, job: Job) -> None:
         self._started = time.perf_counter()
-        self._fraction, self._blocks = 0.0, ""
+        self._fraction = 0.0
         self.job = job
         self.job.yielded.connect(self._on_event)
         self.job.returned.connect(self._on_result)
@@ -340,7 +315,8 @@ class SegmentDock(QWidget):
         from napari_fovea.inference import Fixated, Preview, Started
 
         if self.large is not None:
-            self._on_block(event)
+            self.large.follow(event)
+            self._fraction = max(self._fraction, event.fraction)
         if self.results is None:
             return
         if isinstance(event, Preview):
@@ -353,18 +329,6 @@ class SegmentDock(QWidget):
             self.results.fixated(event)
         self._fraction = max(self._fraction, event.fraction)
 
-    def _on_block(self, event: Any) -> None:
-        """Follow a run that writes to a file."""
-        from napari_fovea.scale import Finished, Opened
-
-        assert self.large is not None
-        if isinstance(event, Opened):
-            self.large.opened(event)
-        elif isinstance(event, Finished):
-            self._blocks = f"{event.done} of {event.total} blocks · "
-            self._written = True
-        self._fraction = max(self._fraction, event.fraction)
-
     def _layers_are_there(self) -> None:
         self._started = time.perf_counter()
         self._go.set()
@@ -373,18 +337,16 @@ class SegmentDock(QWidget):
         if self.job is None:
             return
         if self.large is not None:
-            self._near = self.large.near()
-            if self._written and self.live.isChecked():
-                self._written = False
-                self.large.refresh()
+            self.large.tick(live=self.live.isChecked())
         elif self.results is not None and self.live.isChecked():
             self.results.draw_path()
         if self._fraction and not self.job.cancelled:
             spent = time.perf_counter() - self._started
             left = spent * (1 - self._fraction) / self._fraction
             self.progress.setValue(int(1000 * self._fraction))
+            blocks = self.large.blocks if self.large is not None else ""
             self.status.setText(
-                f"{self._fraction:.0%} · {self._blocks}{_duration(spent)} gone, "
+                f"{self._fraction:.0%} · {blocks}{_duration(spent)} gone, "
                 f"about {_duration(left)} left"
             )
 
@@ -393,7 +355,8 @@ class SegmentDock(QWidget):
             return
         self._timer.stop()
         if self.large is not None:
-            self._on_file(result)
+            self.status.setText(self.large.finish(result, self._note))
+            self.progress.setValue(1000)
         if self.results is None:
             return
         made = dict(result.provenance)
@@ -406,18 +369,6 @@ class SegmentDock(QWidget):
             f"{how}: {int(result.instances.max())} objects, {looks}"
             f"{_duration(made['seconds'])} on {made['device']}"
         )
-
-    def _on_file(self, result: LargeResult) -> None:
-        """Show what was written to a file, and tell where it is."""
-        assert self.large is not None
-        made = dict(result.provenance)
-        note = {**self._note, "provenance": made, "file": str(result.path)}
-        self.large.finish(result, note)
-        self.progress.setValue(1000)
-        found = f"{result.objects} objects" if result.objects is not None else "stopped"
-        count = len(result.failures)
-        failed = f", {count} blocks failed ({result.failures[0]})" if count else ""
-        self.status.setText(f"Done: {found}{failed}. Kept in {result.path}")
 
     def _complain(self, error: Exception) -> None:
         self.progress.setValue(0)
