@@ -13,14 +13,14 @@ from napari_fovea.retina import Frame
 if TYPE_CHECKING:
     from napari_fovea.networks import SharedRetina
 
-TILE = 1024
-"""Side of the tiles, in pixels, whose features are made together."""
+TILE = 2048
+"""Side, in pixels, of what has its features made together, at most."""
 
 
 class TrunkLook:
     """Looks at an image by reading the features of a shared trunk; see `retina.Look`.
 
-    Features are made at once, and memory is taken for them: `bytes_per_pixel` of it.
+    Features of the whole image are made at once and kept while it is looked at.
 
     Parameters
     ----------
@@ -31,8 +31,8 @@ class TrunkLook:
     margin : int
         Pixels by which corners may lie outside the image; it is reflected there.
     tile : int
-        Side in pixels of what the trunk sees together, a multiple of 16, beside what
-        its outputs depend on.
+        Side in pixels of what has its features made together, at most; the trunk sees
+        as much around it as they depend on.
     """
 
     def __init__(
@@ -67,10 +67,11 @@ def _features(
     canvas = functional.pad(canvas[None], (0, right, 0, below), mode="replicate")
     height, width = canvas.shape[2:]
     whole: list[torch.Tensor] = []
-    for top in range(0, height, tile):
-        for left in range(0, width, tile):
+    high, wide = (_even(n, tile, multiple) for n in (height, width))
+    for top in range(0, height, high):
+        for left in range(0, width, wide):
             y, x = max(0, top - reach), max(0, left - reach)
-            part = canvas[..., y : top + tile + reach, x : left + tile + reach]
+            part = canvas[..., y : top + high + reach, x : left + wide + reach]
             part = part.contiguous(memory_format=torch.channels_last)
             for i, seen in enumerate(network.features(part)):
                 stride, over = places_of(network.config, i)
@@ -79,10 +80,16 @@ def _features(
                     made = seen.new_empty(1, seen.shape[1], *size)
                     made = made.contiguous(memory_format=torch.channels_last)
                     whole.append(made)
-                h, w = tile // stride, tile // stride
+                h, w = high // stride, wide // stride
                 a, b = top // stride, left // stride
                 # Means over several features end with those that begin in the tile.
                 inner = seen[..., (top - y) // stride :, (left - x) // stride :]
                 inner = inner[..., :h, :w]
                 whole[i][..., a : a + inner.shape[2], b : b + inner.shape[3]] = inner
     return tuple(whole)
+
+
+def _even(length: int, most: int, multiple: int) -> int:
+    """Side of tiles about as large as each other: a narrow last one is mostly halo."""
+    each = -(-length // -(-length // most))
+    return each + -each % multiple
