@@ -33,6 +33,7 @@ from napari_fovea.inference.result import (
     Tiled,
 )
 from napari_fovea.inference.retina import RetinaReader
+from napari_fovea.inference.sizes import object_diameter, resizing
 from napari_fovea.models import Model
 from napari_fovea.networks import MaskRCNNConfig, RetinaConfig
 
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     from napari_fovea.inference.tiles import Tiling
     from napari_fovea.retina import Fusion, Policy
 
-_MOST_RESIZING = 16
 _PREVIEW_SHARE = 3  # previews of large images take at most a quarter of the time
 
 
@@ -63,6 +63,7 @@ def segment(
     budget: int | None = None,
     diameter: float | None = None,
     pixel_size: float | None = None,
+    limits: tuple[float, float] | None = None,
     device: str = "auto",
     tiling: Tiling | None = None,
     batch_size: int | None = None,
@@ -97,6 +98,9 @@ def segment(
     pixel_size : float, optional
         Size of a pixel in micrometres, used in place of the diameter where the
         model knows the size of its own.
+    limits : tuple of float, optional
+        Intensities that become 0 and 1; by default percentiles of the image. Parts
+        of one image are seen alike if they are given the same.
     device : str
         ``"auto"`` or a torch device.
     tiling : Tiling, optional
@@ -133,6 +137,11 @@ def segment(
     for name, value in (("budget", budget), ("batch size", batch_size)):
         if value is not None and value < 1:
             raise ImageError(f"The {name} is {value}; give an integer of 1 or more.")
+    if limits is not None and not -math.inf < limits[0] < limits[1] < math.inf:
+        raise ImageError(
+            f"The limits are {limits}; expected two finite intensities, the smaller "
+            "first: leave them out."
+        )
     planes = read_planes(image, axes=axes, rgb=rgb)
     if not isinstance(model, Model):
         model = Model.load(model)
@@ -158,15 +167,17 @@ def segment(
     grid = model.config.grid if isinstance(model.config, RetinaConfig) else None
     focused = grid is not None
     scale = (planes.shape[0] / shape[0], planes.shape[1] / shape[1])
-    expected = _object_diameter(model, factor, diameter)
-    limits = model.normalisation.limits(planes)
+    expected = object_diameter(model, factor, diameter)
+    low, high = limits or model.normalisation.limits(planes)
     yield Started((*planes.lead, *planes.shape), shape, len(model.classes), focused)
     store = Assembly(planes, classes=len(model.classes), shape=shape, focused=focused)
     stopped = False
     for index, plane in enumerate(planes):
         if plane.min() == plane.max():
             continue  # an empty plane of a stack is all background
-        pixels = to_tensor(plane, limits=limits, channels=model.channels, device=where)
+        pixels = to_tensor(
+            plane, limits=(low, high), channels=model.channels, device=where
+        )
         run = reader.read(resize(pixels, shape), scale=scale, cancelled=cancelled)
         del pixels
         last, cost = time.perf_counter(), 0.0
@@ -194,7 +205,11 @@ def segment(
         if stopped:
             break
     path = store.path(grid=grid) if grid is not None else None
-    settings = {"diameter": diameter, "pixel_size": pixel_size} | reader.settings
+    settings = {
+        "diameter": diameter,
+        "pixel_size": pixel_size,
+        "limits": None if limits is None else [float(n) for n in limits],
+    } | reader.settings
     provenance = _provenance(model, planes, where, settings=settings) | {
         "resized_by": factor,
         "fixations": len(path) if path is not None else None,
@@ -243,48 +258,6 @@ def reader_for(
         batch_size=batch_size or 1,
         attention=attention,
     )
-
-
-def resizing(
-    model: Model,
-    shape: tuple[int, int],
-    *,
-    diameter: float | None,
-    pixel_size: float | None,
-) -> float:
-    """Tell the factor that brings an image to the model's object size."""
-    for name, value in (("diameter", diameter), ("pixel size", pixel_size)):
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise ImageError(
-                f"The {name} is {value}; expected a positive number: leave it out to "
-                "keep the image's own scale."
-            )
-    if diameter is not None and model.object_diameter is None:
-        raise ModelError(
-            f"Model {model.name!r} does not know the size of the objects it was "
-            "trained on; expected no diameter: leave it out, or choose another model."
-        )
-    if diameter is not None and model.object_diameter is not None:
-        factor = model.object_diameter / diameter
-    elif pixel_size is not None and model.pixel_size is not None:
-        factor = pixel_size / model.pixel_size
-    else:
-        return 1.0
-    if not 1 / _MOST_RESIZING <= factor <= _MOST_RESIZING:
-        raise ImageError(
-            f"An image of {shape[0]}×{shape[1]} pixels would be resized {factor:.3g} "
-            f"times; expected at most {_MOST_RESIZING}, either way: give the typical "
-            "diameter of the objects in pixels."
-        )
-    return factor
-
-
-def _object_diameter(
-    model: Model, factor: float, diameter: float | None
-) -> float | None:
-    if diameter is not None:
-        return diameter
-    return model.object_diameter / factor if model.object_diameter else None
 
 
 def _provenance(
