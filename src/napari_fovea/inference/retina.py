@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from napari_fovea.device import as_backend
 from napari_fovea.errors import ModelError
 from napari_fovea.inference.reading import Seen, Step
-from napari_fovea.networks import AdaptedRetina, RetinaConfig, RetinaVGG
+from napari_fovea.inference.runner import Runner
+from napari_fovea.networks import RetinaConfig
 from napari_fovea.retina import (
     FUSIONS,
     POLICIES,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from napari_fovea.device import Backend
     from napari_fovea.models import Model
 
 BUDGET_PER_PIXEL = 400 / 256**2
@@ -109,30 +111,32 @@ def scanning(
     )
 
 
-def inference_network(model: Model, device: torch.device) -> Network:
+def inference_network(model: Model, device: str | torch.device | Backend) -> Network:
     """Put the network in the form and memory layout it is fastest in.
 
     Parameters
     ----------
     model : Model
         A retina model; it is left as it is.
-    device : torch.device
-        Where the crops will be.
+    device : str, torch.device or Backend
+        Where to look, and how; crops may lie elsewhere.
 
     Returns
     -------
     callable
         Crops (B, C, d, d) → logits (B, N, outputs).
     """
-    network = copy.deepcopy(model.network).eval().to(device)
-    assert isinstance(network, RetinaVGG | AdaptedRetina)
-    fast = network.folded().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return _runner(model, device).in_parts()
 
-    def forward(crops: torch.Tensor) -> torch.Tensor:
-        crops = crops.contiguous(memory_format=torch.channels_last)
-        return fast(crops)  # type: ignore[no-any-return]
 
-    return forward
+def _runner(model: Model, device: str | torch.device | Backend) -> Runner:
+    # Crops are small: on a CPU that is fast at 16 bits a batch of 32 took 37 ms in
+    # them and 27 ms in 32. Where to look next depends on what was seen, so a walk
+    # would not be the same either.
+    backend = as_backend(device)
+    if backend.precision == "auto":
+        backend = replace(backend, precision="float32")
+    return Runner(model, backend)
 
 
 class RetinaReader:
@@ -142,8 +146,8 @@ class RetinaReader:
     ----------
     model : Model
         A retina model.
-    device : torch.device
-        Where the planes will be.
+    device : str, torch.device or Backend
+        Where the network runs, and how.
     shape : tuple of int
         Their height and width.
     policy : str or Policy, optional
@@ -164,7 +168,7 @@ class RetinaReader:
     def __init__(
         self,
         model: Model,
-        device: torch.device,
+        device: str | torch.device | Backend,
         shape: tuple[int, int],
         *,
         policy: str | Policy | None = None,
@@ -181,8 +185,13 @@ class RetinaReader:
             budget = default_budget(shape, d=config.d)
         self.budget = budget
         self.batch_size = batch_size
-        self._model, self._device = model, device
-        self._network: Network | None = None
+        self.runner = _runner(model, device)
+        self._model = model
+
+    @property
+    def home(self) -> torch.device:
+        """Where planes lie best: crops are cut there."""
+        return self.runner.device
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -202,11 +211,9 @@ class RetinaReader:
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Generator[Step, None, Seen]:
         """Read a plane; see `Reader.read`."""
-        if self._network is None:
-            self._network = inference_network(self._model, self._device)
         grid = self.config.grid
         run = scanning(
-            self._network,
+            self.runner.in_parts(),
             image,
             config=self.config,
             policy=self.policy,

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import datetime
 import math
-import platform
 import time
 from dataclasses import replace
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from napari_fovea import device as devices
 from napari_fovea.errors import ImageError, ModelError
 from napari_fovea.images import (
-    Planes,
     read_planes,
     resize,
     to_tensor,
@@ -24,6 +20,7 @@ from napari_fovea.inference.assembly import Assembly, preview
 from napari_fovea.inference.attention import wanted
 from napari_fovea.inference.dense import DenseReader
 from napari_fovea.inference.detect import DetectorReader
+from napari_fovea.inference.provenance import provenance_of
 from napari_fovea.inference.result import (
     Event,
     Fixated,
@@ -33,6 +30,8 @@ from napari_fovea.inference.result import (
     Tiled,
 )
 from napari_fovea.inference.retina import RetinaReader
+from napari_fovea.inference.retreat import CPU, exhausted
+from napari_fovea.inference.runner import WINDOW
 from napari_fovea.inference.sizes import object_diameter, resizing
 from napari_fovea.models import Model
 from napari_fovea.networks import MaskRCNNConfig, RetinaConfig
@@ -44,11 +43,13 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import ArrayLike
 
+    from napari_fovea.device import Backend
     from napari_fovea.inference.attention import Wanted
-    from napari_fovea.inference.reading import Reader, Seen
+    from napari_fovea.inference.reading import Reader, Seen, Step
     from napari_fovea.inference.tiles import Tiling
     from napari_fovea.retina import Fusion, Policy
 
+_LITTLE = 2 * WINDOW**2  # pixels that take no longer than it does to compare precisions
 _PREVIEW_SHARE = 3  # previews of large images take at most a quarter of the time
 
 
@@ -64,7 +65,7 @@ def segment(
     diameter: float | None = None,
     pixel_size: float | None = None,
     limits: tuple[float, float] | None = None,
-    device: str = "auto",
+    device: str | Backend = "auto",
     tiling: Tiling | None = None,
     batch_size: int | None = None,
     attention: Iterable[str] = (),
@@ -101,12 +102,13 @@ def segment(
     limits : tuple of float, optional
         Intensities that become 0 and 1; by default percentiles of the image. Parts
         of one image are seen alike if they are given the same.
-    device : str
-        ``"auto"`` or a torch device.
+    device : str or Backend
+        ``"auto"`` or a torch device; a `Backend` tells precision and memory too.
     tiling : Tiling, optional
-        How other models cut large planes into tiles.
+        How other models cut large planes into tiles; by default into tiles as large
+        as memory allows.
     batch_size : int, optional
-        Most subareas (32 by default) or tiles (1) looked at together.
+        Most subareas (32 by default) or tiles looked at together.
     attention : iterable of str
         Names of attention maps to keep, of `attends`, or one name; ``"name [3]"`` is
         a channel. None are kept by default, and memory is taken for those alone.
@@ -132,6 +134,8 @@ def segment(
     ------
     FoveaError
         If the image, the model or a setting cannot be used.
+    OutOfMemoryError
+        If there is no room for the network's features, however small its pieces.
     """
     started = time.perf_counter()
     for name, value in (("budget", budget), ("batch size", batch_size)):
@@ -147,15 +151,18 @@ def segment(
         model = Model.load(model)
     planes = planes.for_network(model.channels, blank=blank)
     asked = wanted(model, attention)
-    where = devices.pick(device)
+    backend = devices.as_backend(device)
+    where = devices.pick(backend.device)
     factor = resizing(model, planes.shape, diameter=diameter, pixel_size=pixel_size)
     shape = (
         max(1, round(planes.shape[0] * factor)),
         max(1, round(planes.shape[1] * factor)),
     )
+    if backend.precision == "auto" and len(planes) * math.prod(shape) <= _LITTLE:
+        backend = replace(backend, precision="float32")
     reader = reader_for(
         model,
-        where,
+        backend,
         shape,
         policy=policy,
         fusion=fusion,
@@ -172,45 +179,51 @@ def segment(
     yield Started((*planes.lead, *planes.shape), shape, len(model.classes), focused)
     store = Assembly(planes, classes=len(model.classes), shape=shape, focused=focused)
     stopped = False
-    for index, plane in enumerate(planes):
-        if plane.min() == plane.max():
-            continue  # an empty plane of a stack is all background
-        pixels = to_tensor(
-            plane, limits=(low, high), channels=model.channels, device=where
-        )
-        run = reader.read(resize(pixels, shape), scale=scale, cancelled=cancelled)
-        del pixels
-        last, cost = time.perf_counter(), 0.0
-        try:
-            while True:
-                step = next(run)
-                fraction = (index + min(1.0, step.fraction)) / len(planes)
-                if step.path is None:
-                    yield Tiled(index, fraction)
-                else:
-                    part = replace(step.path, planes=np.full(len(step.path), index))
-                    yield Fixated(index, part, step.done, fraction)
-                now = time.perf_counter()
-                if preview_every is not None and now - last >= max(
-                    preview_every, _PREVIEW_SHARE * cost
-                ):
-                    yield preview(model, *step.peek(), index, planes, focused=focused)
-                    last = time.perf_counter()
-                    cost = last - now
-        except StopIteration as end:
-            seen: Seen = end.value
-        yield Separating(index, (index + 1) / len(planes))
-        store.add(index, model, seen, diameter=expected)
-        stopped = cancelled()
-        if stopped:
-            break
+    try:
+        for index, plane in enumerate(planes):
+            if plane.min() == plane.max():
+                continue  # an empty plane of a stack is all background
+            pixels = to_tensor(plane, limits=(low, high), channels=model.channels)
+            last, cost = time.perf_counter(), 0.0
+            run = _reading(reader, pixels, shape, scale=scale, cancelled=cancelled)
+            del pixels
+            try:
+                while True:
+                    step = next(run)
+                    fraction = (index + min(1.0, step.fraction)) / len(planes)
+                    if step.path is None:
+                        yield Tiled(index, fraction)
+                    else:
+                        part = replace(step.path, planes=np.full(len(step.path), index))
+                        yield Fixated(index, part, step.done, fraction)
+                    now = time.perf_counter()
+                    if preview_every is not None and now - last >= max(
+                        preview_every, _PREVIEW_SHARE * cost
+                    ):
+                        yield preview(
+                            model, *step.peek(), index, planes, focused=focused
+                        )
+                        last = time.perf_counter()
+                        cost = last - now
+            except StopIteration as end:
+                seen: Seen = end.value
+            yield Separating(index, (index + 1) / len(planes))
+            store.add(index, model, seen, diameter=expected)
+            stopped = cancelled()
+            if stopped:
+                break
+        told = reader.runner.told
+    finally:
+        if where.type != "cpu" or reader.runner.retreat.told:
+            devices.give_back()
     path = store.path(grid=grid) if grid is not None else None
     settings = {
         "diameter": diameter,
         "pixel_size": pixel_size,
         "limits": None if limits is None else [float(n) for n in limits],
     } | reader.settings
-    provenance = _provenance(model, planes, where, settings=settings) | {
+    provenance = provenance_of(model, planes, where, settings=settings) | {
+        **told,
         "resized_by": factor,
         "fixations": len(path) if path is not None else None,
         "cancelled": stopped,
@@ -219,9 +232,30 @@ def segment(
     return store.result(path, provenance, attention=asked)
 
 
+def _reading(
+    reader: Reader,
+    pixels: torch.Tensor,
+    shape: tuple[int, int],
+    *,
+    scale: tuple[float, float],
+    cancelled: Callable[[], bool],
+) -> Generator[Step, None, Seen]:
+    """Read a plane at a size; on the CPU where its own device has no room for it."""
+    while True:
+        try:
+            placed = resize(pixels.to(reader.home), shape)
+            return (yield from reader.read(placed, scale=scale, cancelled=cancelled))
+        except Exception as error:
+            if not devices.ran_out(error):
+                raise
+        if not reader.runner.fall_back():
+            height, width = shape
+            raise exhausted(CPU, f"a plane of {height}×{width} pixels")
+
+
 def reader_for(
     model: Model,
-    device: torch.device,
+    device: str | torch.device | Backend,
     shape: tuple[int, int],
     *,
     policy: str | Policy | None = None,
@@ -255,28 +289,6 @@ def reader_for(
         model,
         device,
         tiling=tiling,
-        batch_size=batch_size or 1,
+        batch_size=batch_size,
         attention=attention,
     )
-
-
-def _provenance(
-    model: Model, planes: Planes, where: torch.device, *, settings: dict[str, Any]
-) -> dict[str, Any]:
-    packages = ("napari-fovea", "torch", "numpy", "scikit-image")
-    return {
-        "model": model.name,
-        "system": model.system,
-        "classes": list(model.classes),
-        "settings": settings,
-        "image": {
-            "shape": [*planes.lead, *planes.shape],
-            "channels": planes.channels,
-            "type": str(planes.data.dtype),
-            "axes": planes.axes,
-        },
-        "device": devices.describe(where),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version()}
-        | {p: version(p) for p in packages},
-    }
