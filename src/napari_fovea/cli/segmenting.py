@@ -13,11 +13,16 @@ from rich.table import Table
 from napari_fovea.cli.common import (
     Axes,
     Budget,
+    Compile,
     Device,
     Diameter,
+    Memory,
     PixelSize,
     Policy,
+    Precision,
+    PrecisionName,
     app,
+    backend_of,
     complain,
     out,
     progress_bar,
@@ -68,6 +73,9 @@ def segment(
     policy: Policy = None,
     budget: Budget = None,
     device: Device = "auto",
+    precision: Precision = PrecisionName.auto,
+    memory: Memory = "auto",
+    compiled: Compile = False,
     diameter: Diameter = None,
     pixel_size: PixelSize = None,
     axes: Axes = None,
@@ -86,13 +94,12 @@ def segment(
     For x.png, writes x_classes.tif (0 is background), x_instances.tif, x.json
     and, if asked for, x_probabilities.tif and x_attention_NAME.tif.
     """
-    from napari_fovea.device import pick
     from napari_fovea.files import read_image
     from napari_fovea.inference import segment as run
     from napari_fovea.models import Model
 
     loaded = Model.load(model)
-    pick(device)  # an unknown device is no image's fault
+    backend = backend_of(device, precision, memory, compiled)
     maps = _maps(loaded, attention or [])
     failed = 0
     stems = _distinct_stems(images)
@@ -109,7 +116,7 @@ def segment(
                     budget=budget,
                     diameter=diameter,
                     pixel_size=pixel_size,
-                    device=device,
+                    device=backend,
                     attention=maps,
                 )
                 result = _follow(events, progress, bar)

@@ -118,8 +118,9 @@ class Loaded:
         with self.lock, torch.inference_mode(), computing_in(dtype, self.device):
             if self._to_compile and not plain:
                 self._compile(batch)
-            network = self.network if plain or not self._fast else self._fast
-            return network(batch)
+            if plain or self._fast is None:
+                return self.network(batch)
+            return self._fast(batch)
 
     def _compile(self, batch: torch.Tensor) -> None:
         """Compile and run once; where that is not possible, it runs as it is."""
