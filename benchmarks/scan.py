@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from machine import ceilings, picture, tell
 from napari_fovea import Model
-from napari_fovea.inference.retina import default_budget, inference_network, scanning
+from napari_fovea.inference.scanning import default_budget, inference_network, scanning
 from napari_fovea.networks import build, named_configs
 from napari_fovea.retina import FUSIONS, POLICIES, CropLook
 

@@ -18,7 +18,7 @@ from machine import DATA, tell
 from napari_fovea import Model
 from napari_fovea.files import read_image
 from napari_fovea.images import read_planes, to_tensor
-from napari_fovea.inference.retina import inference_network, scanning
+from napari_fovea.inference.scanning import inference_network, scanning
 from napari_fovea.metrics import dice
 from napari_fovea.retina import FUSIONS, POLICIES
 

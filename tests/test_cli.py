@@ -82,6 +82,7 @@ def test_all_good_images_end_in_zero(
     image = tmp_path / "a.png"
     imageio.imwrite(image, picture)
     options = ["--policy", "raster", "--diameter", 20, "--device", "cpu"]
+    options += ["--precision", "bfloat16", "--memory", "1.5GiB"]
     done = call(
         "segment", image, "--model", tiny_file, "--output", tmp_path / "o", *options
     )
@@ -89,6 +90,7 @@ def test_all_good_images_end_in_zero(
     told = json.loads((tmp_path / "o" / "a.json").read_text())
     assert told["settings"]["policy"] == "raster"
     assert told["settings"]["fusion"] == "mean"
+    assert told["precision"] == "bfloat16"
     assert told["resized_by"] == pytest.approx(12 / 20)
 
 
@@ -97,6 +99,7 @@ def test_all_good_images_end_in_zero(
     [
         (["--model", "no-such-model"], "no model"),
         (["--device", "abacus"], "abacus"),
+        (["--memory", "plenty"], "'plenty' is no amount of memory"),
         (["--axes", "QQ"], "do not describe"),
     ],
 )

@@ -173,6 +173,7 @@ def test_bad_requests_end_in_a_sentence_before_the_model_is_run(
         ([*model, *good, "--plane", 1], "no plane 1 in a.png; expected 0 to 0"),
         ([*model, *good, "--stretch"], "--stretch with --path"),
         ([*model, *good, "--device", "abacus"], "abacus"),
+        ([*model, *good, "--memory", "0"], "'0' is no amount of memory"),
         ([*model, *good, "--axes", "QQ"], "do not describe"),
         (good, "neither of --model and --path"),
         ([*model, *good, "--path", tmp_path / "p.focus"], "both of --model and --path"),

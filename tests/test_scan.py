@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from conftest import tiny_model
 from following import followed
 from napari_fovea.errors import FoveaError
-from napari_fovea.inference import retina as engine
-from napari_fovea.inference.retina import gathered, inference_network
+from napari_fovea.inference import scanning as engine
+from napari_fovea.inference.scanning import gathered, inference_network
 from napari_fovea.retina import (
     FUSIONS,
     CropLook,

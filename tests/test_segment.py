@@ -14,6 +14,7 @@ from following import followed
 from napari_fovea import complete, segment
 from napari_fovea.errors import FoveaError, ImageError, ModelError
 from napari_fovea.files import read_image
+from napari_fovea.images import read_planes
 from napari_fovea.inference import (
     AttentionMap,
     Fixated,
@@ -175,6 +176,19 @@ def test_a_model_that_knows_its_pixel_size_uses_it(
         complete(segment(picture, replace(tiny, object_diameter=None), diameter=9))
 
 
+def test_intensities_can_be_told_rather_than_measured(
+    tiny: Model, picture: np.ndarray
+) -> None:
+    default = complete(segment(picture, tiny, budget=40))
+    own = tiny.normalisation.limits(read_planes(picture))
+    told = complete(segment(picture, tiny, budget=40, limits=own))
+    np.testing.assert_array_equal(told.probabilities, default.probabilities)
+    assert told.provenance["settings"]["limits"] == list(own)
+    assert default.provenance["settings"]["limits"] is None
+    other = complete(segment(picture, tiny, budget=40, limits=(0.0, 255.0)))
+    assert np.abs(other.probabilities - default.probabilities).max() > 1e-3
+
+
 def test_events_tell_what_happens(tiny: Model, picture: np.ndarray) -> None:
     run = segment(picture, tiny, preview_every=0.0, budget=60, batch_size=8)
     events, result = followed(run)
@@ -225,6 +239,8 @@ def test_semantic_models_have_a_class_per_output(
         (chance(9, 9), {"diameter": 1e-6}, ImageError, "resized"),
         (chance(9, 9), {"policy": "wander"}, ModelError, "seek"),
         (chance(9, 9), {"fusion": "cold"}, ModelError, "precision"),
+        (chance(9, 9), {"limits": (3.0, 3.0)}, ImageError, "two finite intensities"),
+        (chance(9, 9), {"limits": (0.0, np.nan)}, ImageError, "two finite"),
         (chance(9, 9), {"budget": 0}, FoveaError, "budget"),
         (chance(9, 9), {"device": "abacus"}, FoveaError, "abacus"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from torch import nn
 from torch.nn import functional
 
 from napari_fovea import Model, complete, segment
-from napari_fovea.inference.trunk import TrunkLook
+from napari_fovea.inference.runner import Runner
+from napari_fovea.inference.trunk import Trunk
 from napari_fovea.networks import SharedRetinaConfig, build
 from napari_fovea.networks.shared_retina import CONFIGS, STRIDES, places_of
 from napari_fovea.retina import FUSIONS, RetinaGrid, Seek, VoteMap, lay
@@ -26,6 +28,12 @@ def model_of(network: nn.Module, **changes: Any) -> Model:
     outputs = tuple(range(network.config.classes))  # type: ignore[union-attr]
     names = ("background", "cell", "other")[: len(outputs)]
     return Model("shared", network, names, outputs, **changes)
+
+
+def looking(network: Any, image: torch.Tensor, *, tile: int) -> Any:
+    # Another network for each, or the features of the first would be kept.
+    runner = Runner(model_of(copy.deepcopy(network)), "cpu")
+    return Trunk(runner, tile=tile).look(image, margin=7)
 
 
 # -- the network -----------------------------------------------------------------------
@@ -95,8 +103,8 @@ def test_crops_are_images_of_one_fixation() -> None:
 def test_tiles_give_the_features_of_the_whole(settings: dict[str, int]) -> None:
     network: Any = tiny("retina-shared", **settings)
     image = torch.rand(3, 330, 270)
-    whole = TrunkLook(network, image, margin=7, tile=4096)
-    tiles = TrunkLook(network, image, margin=7, tile=64)
+    whole = looking(network, image, tile=4096)
+    tiles = looking(network, image, tile=64)
     d = network.grid.d
     far = [330 + 7 - d, 270 + 7 - d]
     corners = torch.tensor([[-7, -7], far, [61, 33], [20, 50]])

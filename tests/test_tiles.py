@@ -61,10 +61,11 @@ def dense(name: str = "unet", classes: int = 3, **changes: Any) -> Model:
 
 
 tilings = st.builds(
-    lambda halo, blend, more: Tiling(2 * halo + blend + more, halo, blend),
+    lambda halo, blend, more, even: Tiling(2 * halo + blend + more, halo, blend, even),
     st.integers(0, 20),
     st.integers(0, 20),
     st.integers(1, 60),
+    st.booleans(),
 )
 
 
@@ -84,6 +85,22 @@ def test_tiles_cover_a_plane_and_overlap_enough(
         assert before < after, "every tile shows something new"
         assert before + size - after >= tiling.overlap
     assert size <= max(tiling.size, tiling.overlap + 2 * multiple)
+
+
+@settings(deadline=None)
+@given(tilings, st.integers(1, 60), st.sampled_from([1, 2, 4, 16, 32]))
+def test_even_tiles_are_as_many_and_share_no_more_than_they_need(
+    tiling: Tiling, count: int, multiple: int
+) -> None:
+    length = count * multiple
+    even, uneven = (replace(tiling, even=e) for e in (True, False))
+    starts = plan_tiles(length, even, multiple=multiple)
+    assert len(starts) == len(plan_tiles(length, uneven, multiple=multiple))
+    size = tile_length(length, even, multiple=multiple)
+    assert size <= tile_length(length, uneven, multiple=multiple)
+    # A tile smaller by one multiple would leave pixels out, or share too little.
+    shared = -(-tiling.overlap // multiple) * multiple
+    assert len(starts) * (size - multiple - shared) + shared < length
 
 
 @settings(deadline=None)
@@ -253,7 +270,7 @@ def test_events_tell_of_the_tiles(picture: np.ndarray) -> None:
     assert all(e.labels.shape == picture.shape for e in previews)
     assert sum(isinstance(e, Separating) for e in events) == 2
     told_to = result.provenance["settings"]["tiling"]
-    assert told_to == {"size": 48, "halo": 8, "blend": 8}
+    assert told_to == {"size": 48, "halo": 8, "blend": 8, "even": False}
 
 
 def test_cancelling_keeps_the_first_tile(picture: np.ndarray) -> None:

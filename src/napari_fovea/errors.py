@@ -24,7 +24,11 @@ class ModelError(FoveaError):
 
 
 class DeviceError(FoveaError):
-    """The computing device that was asked for is not there."""
+    """The computing device that was asked for is not there, or cannot be used so."""
+
+
+class OutOfMemoryError(FoveaError):
+    """There is not enough memory, however small the pieces."""
 
 
 class TrainingError(FoveaError):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from napari_fovea.device import Backend
     from napari_fovea.training.fit import EpochEnd
     from napari_fovea.training.labelling import Labelling
 
@@ -46,6 +47,15 @@ class PolicyName(StrEnum):
     raster = "raster"
 
 
+class PrecisionName(StrEnum):
+    """Precisions a network can be run in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
 class LabelKind(StrEnum):
     """What the numbers in label images mean."""
 
@@ -59,6 +69,25 @@ Policy = Annotated[
 ]
 Budget = Annotated[int | None, typer.Option(min=1, help="Most fixations per plane.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps, …")]
+Precision = Annotated[
+    PrecisionName,
+    typer.Option(
+        help="Of the network; auto is 16 bits where they are fast and agree with 32."
+    ),
+]
+Memory = Annotated[
+    str,
+    typer.Option(
+        help="Most for the network's features, such as 2GiB; auto is half of what is "
+        "free."
+    ),
+]
+Compile = Annotated[
+    bool,
+    typer.Option(
+        "--compile", help="Compile the network first, which may take minutes."
+    ),
+]
 Diameter = Annotated[
     float | None, typer.Option(help="Typical diameter of the objects in pixels.")
 ]
@@ -74,6 +103,17 @@ def complain(what: str, sentence: str) -> None:
     """Print what went wrong."""
     # File names may hold brackets, which are no markup.
     err.print(f"[red]{what}:[/red] {escape(sentence)}", highlight=False)
+
+
+def backend_of(
+    device: str, precision: PrecisionName, memory: str, compiled: bool
+) -> Backend:
+    """Make of the options where and how to compute; DeviceError if that cannot be."""
+    from napari_fovea.device import Backend, memory_of, pick
+
+    backend = Backend(device, precision.value, memory_of(memory), compiled)
+    pick(backend.device)  # an unknown device is no image's fault
+    return backend
 
 
 def check_output(output: Path) -> None:

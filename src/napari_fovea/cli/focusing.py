@@ -13,11 +13,16 @@ from rich.markup import escape
 from napari_fovea.cli.common import (
     Axes,
     Budget,
+    Compile,
     Device,
     Diameter,
+    Memory,
     PixelSize,
     Policy,
+    Precision,
+    PrecisionName,
     app,
+    backend_of,
     complain,
     follow,
     out,
@@ -61,6 +66,9 @@ def focus(
     policy: Policy = None,
     budget: Budget = None,
     device: Device = "auto",
+    precision: Precision = PrecisionName.auto,
+    memory: Memory = "auto",
+    compiled: Compile = False,
     diameter: Diameter = None,
     pixel_size: PixelSize = None,
     axes: Axes = None,
@@ -96,7 +104,9 @@ def focus(
         "pixel_size": pixel_size,
     }
     _check_source(model, path, stretch=stretch, settings=settings)
-    loaded = None if model is None else _retina_model(model, device)
+    loaded = None if model is None else _retina_model(model)
+    if loaded is not None:
+        settings["device"] = backend_of(device, precision, memory, compiled)
     pixels = read_image(image)
     planes = read_planes(pixels, axes=axes)
     if plane >= len(planes):
@@ -106,7 +116,7 @@ def focus(
         )
     known = identify(pixels, image.name)
     if loaded is not None:
-        events = segment(pixels, loaded, axes=axes, device=device, **settings)
+        events = segment(pixels, loaded, axes=axes, **settings)
         recorded = _record(follow(events, image.name), known)
     else:
         assert path is not None
@@ -172,8 +182,7 @@ def _check_source(
             )
 
 
-def _retina_model(name: str, device: str) -> Model:
-    from napari_fovea.device import pick
+def _retina_model(name: str) -> Model:
     from napari_fovea.models import Model
     from napari_fovea.networks import RetinaConfig
 
@@ -183,7 +192,6 @@ def _retina_model(name: str, device: str) -> Model:
             f"Model {model.name!r} is an {model.system} network that moves no focus; "
             "expected a retina model (S0), such as retina-nuclei: choose one of those."
         )
-    pick(device)
     return model
 
 

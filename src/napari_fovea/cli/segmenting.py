@@ -12,11 +12,16 @@ from rich.table import Table
 from napari_fovea.cli.common import (
     Axes,
     Budget,
+    Compile,
     Device,
     Diameter,
+    Memory,
     PixelSize,
     Policy,
+    Precision,
+    PrecisionName,
     app,
+    backend_of,
     complain,
     duration,
     err,
@@ -82,6 +87,9 @@ def segment(
     policy: Policy = None,
     budget: Budget = None,
     device: Device = "auto",
+    precision: Precision = PrecisionName.auto,
+    memory: Memory = "auto",
+    compiled: Compile = False,
     diameter: Diameter = None,
     pixel_size: PixelSize = None,
     axes: Axes = None,
@@ -124,10 +132,11 @@ def segment(
         "scheduler": scheduler,
         "overwrite": overwrite,
     }
+    backend = backend_of(device, precision, memory, compiled)
     if output.suffix == SUFFIX:
         focus = {"policy": policy.value if policy else None, "budget": budget}
         sizes = {"diameter": diameter, "pixel_size": pixel_size, "axes": axes}
-        more = {"device": device, "probabilities": probabilities}
+        more = {"device": backend, "probabilities": probabilities}
         options = blocks | focus | sizes | more
         segment_into(output, images, model, attention=attention, **options)
         return
@@ -148,7 +157,7 @@ def segment(
             cancelled=interrupted,
             policy=policy.value if policy else None,
             budget=budget,
-            device=device,
+            device=backend,
             diameter=diameter,
             pixel_size=pixel_size,
             axes=axes,

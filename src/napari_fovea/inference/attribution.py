@@ -16,7 +16,7 @@ from napari_fovea.images import read_planes, resize, to_tensor
 from napari_fovea.inference.attention import wanted
 from napari_fovea.inference.dense import ready
 from napari_fovea.inference.region import locate
-from napari_fovea.inference.segmenting import resizing
+from napari_fovea.inference.sizes import resizing
 from napari_fovea.inference.target import ask, class_of
 from napari_fovea.inference.window import Window
 from napari_fovea.models import Model

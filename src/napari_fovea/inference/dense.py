@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
 
+from napari_fovea.device import ran_out
 from napari_fovea.images import resize
+from napari_fovea.inference.needs import LEAST, needs
 from napari_fovea.inference.reading import Seen, Step
+from napari_fovea.inference.retreat import CPU, exhausted
+from napari_fovea.inference.runner import Runner
 from napari_fovea.inference.stitching import Stitcher
-from napari_fovea.inference.tiles import Tiling, tiled
+from napari_fovea.inference.tiles import Tiling, tile_length, tiled
 from napari_fovea.networks import PatchCenterConfig, probabilities
 
 if TYPE_CHECKING:
@@ -20,6 +25,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from napari_fovea.device import Backend
     from napari_fovea.inference.attention import Wanted
     from napari_fovea.models import Model
 
@@ -29,7 +35,10 @@ _PATCHES = 64  # classified together
 
 
 def ready(model: Model, device: torch.device) -> nn.Module:
-    """Copy the network to a device in the memory layout it is fastest in."""
+    """Copy the network to a device in the memory layout it is fastest in.
+
+    For those who alter the copy or hook into it; readers share one, see `loaded`.
+    """
     network = copy.deepcopy(model.network).eval().to(device)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
@@ -41,12 +50,12 @@ class DenseReader:
     ----------
     model : Model
         A dense model or a patch classifier.
-    device : torch.device
-        Where the planes will be.
+    device : str, torch.device or Backend
+        Where the network runs, and how. Planes may lie elsewhere.
     tiling : Tiling, optional
-        How to cut; by default as the model likes it.
-    batch_size : int
-        Tiles seen together.
+        How to cut; by default as the model likes it, else as memory allows.
+    batch_size : int, optional
+        Tiles seen together; by default one on the CPU, elsewhere as many as fit.
     attention : sequence of Wanted
         Attention maps to keep.
     """
@@ -54,25 +63,34 @@ class DenseReader:
     def __init__(
         self,
         model: Model,
-        device: torch.device,
+        device: str | torch.device | Backend,
         *,
         tiling: Tiling | None = None,
-        batch_size: int = 1,
+        batch_size: int | None = None,
         attention: Sequence[Wanted] = (),
     ) -> None:
         self.attention = attention
         self.model = model
-        self.tiling = tiling or default_tiling(model)
-        self.batch_size = batch_size
-        self._device = device
-        self._network: nn.Module | None = None
+        self.runner = Runner(model, device)
+        self._asked = (tiling, batch_size)
+        self._cut: tuple[Tiling, int] | None = None
+        self._smallest: tuple[Tiling, int] | None = None
+
+    @property
+    def home(self) -> torch.device:
+        """Where planes lie best: tiles travel."""
+        return CPU
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What it was told."""
+        """What it was told, or chose for the plane it has read last."""
         if isinstance(self.model.config, PatchCenterConfig):
             return {}
-        return {"tiling": asdict(self.tiling), "batch_size": self.batch_size}
+        tiling, batch_size = self._cut or self._asked
+        return {
+            "tiling": None if tiling is None else asdict(tiling),
+            "batch_size": batch_size,
+        }
 
     def read(
         self,
@@ -82,31 +100,85 @@ class DenseReader:
         cancelled: Cancelled = lambda: False,
     ) -> Generator[Step, None, Seen]:
         """Read a plane; see `Reader.read`."""
-        network = self._network = self._network or ready(self.model, self._device)
         config = self.model.config
         if isinstance(config, PatchCenterConfig):
-            return (yield from _patches(network, image, config, cancelled))
+            return (yield from _patches(self.runner, image, config, cancelled))
 
-        multiple = int(getattr(network, "multiple", 1))
-        stitcher = Stitcher(network, self.attention, multiple=multiple)
+        size = (image.shape[1], image.shape[2])
+        multiple = int(getattr(self.model.network, "multiple", 1))
+        while True:
+            try:
+                self._cut = self._choose(image, multiple)
+                return (yield from self._tiled(image, *self._cut, multiple, cancelled))
+            except Exception as error:
+                if not ran_out(error):
+                    raise
+            self._smaller(size, multiple)
+
+    def _tiled(
+        self,
+        image: torch.Tensor,
+        tiling: Tiling,
+        batch_size: int,
+        multiple: int,
+        cancelled: Cancelled,
+    ) -> Generator[Step, None, Seen]:
+        runner, loaded = self.runner, self.runner.loaded
+        stitcher = Stitcher(loaded.network, self.attention, multiple=multiple)
+        watched = bool(self.attention)
 
         def forward(batch: torch.Tensor) -> torch.Tensor:
-            with torch.inference_mode(), stitcher.listening():
-                batch = batch.contiguous(memory_format=torch.channels_last)
-                return probabilities(network(batch))
+            with loaded.lock, stitcher.listening(), torch.inference_mode():
+                return probabilities(loaded.run(batch, runner.dtype, plain=watched))
 
         return (
             yield from tiled(
                 forward,
                 image,
                 outputs=len(self.model.outputs),
-                tiling=self.tiling,
+                tiling=tiling,
                 multiple=multiple,
-                batch_size=self.batch_size,
+                batch_size=batch_size,
+                device=runner.device,
                 attention=stitcher,
+                retreat=runner.retreat,
                 cancelled=cancelled,
             )
         )
+
+    def _choose(self, image: torch.Tensor, multiple: int) -> tuple[Tiling, int]:
+        """Choose precision, tiling and batch for a plane, as far as nobody has."""
+        runner = self.runner
+        runner.settle(image, lambda network, x: probabilities(network(x)))
+        tiling, batch = self._smallest or self._asked
+        if tiling is None and self.model.scan.get("tile"):
+            tiling = default_tiling(self.model)
+        if batch is None and runner.device.type == "cpu":
+            batch = 1  # more are no faster there, and take their memory
+        size = image.shape[1:]
+        if (tiling is None or batch is None) and max(size) > LEAST:
+            need = needs(self.model.network, runner.dtype, multiple=multiple)
+            memory = runner.backend.allowance(runner.device)
+            tiling = tiling or Tiling(need.side(memory, multiple=multiple), even=True)
+            if batch is None:
+                sides = [tile_length(n, tiling, multiple=multiple) for n in size]
+                batch = need.batch(memory, math.prod(sides))
+        batch = batch or 1
+        return tiling or Tiling(), min(batch, runner.retreat.most or batch)
+
+    def _smaller(self, shape: tuple[int, int], multiple: int) -> None:
+        """Take smaller tiles from here on, or the CPU, after memory has run out."""
+        assert self._cut is not None
+        tiling, _ = self._cut
+        retreat = self.runner.retreat
+        smaller = retreat.tile(tiling, shape, multiple=multiple)
+        if smaller is not None:
+            self._smallest = smaller, 1
+        elif self.runner.fall_back():
+            self._smallest = None
+        else:
+            side = min(tiling.size, max(shape))
+            raise exhausted(self.runner.device, f"a tile of {side} pixels a side")
 
 
 def default_tiling(model: Model) -> Tiling:
@@ -116,7 +188,7 @@ def default_tiling(model: Model) -> Tiling:
 
 
 def _patches(
-    network: nn.Module,
+    runner: Runner,
     image: torch.Tensor,
     config: PatchCenterConfig,
     cancelled: Cancelled,
@@ -124,6 +196,7 @@ def _patches(
     """Classify the patches around a lattice of pixels, and interpolate."""
     height, width = image.shape[1:]
     d, step = config.d, config.step
+    look = runner.in_parts()
     rows = torch.arange(-(-height // step), device=image.device)
     columns = torch.arange(-(-width // step), device=image.device)
     # Cells of step × step pixels; a patch is centred on each.
@@ -144,9 +217,7 @@ def _patches(
         for first in range(0, len(columns), _PATCHES):
             some = across[first : first + _PATCHES]
             patches = band[:, :, some].permute(2, 0, 1, 3)  # (b, C, d, d)
-            patches = patches.contiguous(memory_format=torch.channels_last)
-            with torch.inference_mode():
-                pmfs = functional.softmax(network(patches).float(), dim=1)
+            pmfs = functional.softmax(look(patches), dim=1)
             found[:, row, first : first + len(some)] = pmfs.T
         seen[:, row] = 1
         yield Step((row + 1) / len(rows), read_out)

@@ -8,17 +8,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from napari_fovea.inference.dense import ready
+from napari_fovea.device import ran_out
+from napari_fovea.inference.needs import LEAST, needs
 from napari_fovea.inference.reading import Seen, Step
+from napari_fovea.inference.retreat import CPU, exhausted
+from napari_fovea.inference.runner import Runner
 from napari_fovea.inference.stitching import Stitcher
 from napari_fovea.inference.tiles import Tiling, plan_tiles, tile_length
-from napari_fovea.networks.mask_rcnn import Detections, paste
+from napari_fovea.networks.mask_rcnn import Detections, MaskRCNN, paste
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
     from torch import nn
 
+    from napari_fovea.device import Backend
     from napari_fovea.inference.attention import Wanted
     from napari_fovea.models import Model
 
@@ -26,8 +30,11 @@ SCORE = 0.5
 """Least score of an object that is shown."""
 
 
-TILING = Tiling(1024, halo=96, blend=0)
-"""How large planes are cut: an object of up to the halo's size is seen whole."""
+TILING = Tiling(1024, halo=96, blend=0, even=True)
+"""How large planes are cut: an object of up to the halo's size is seen whole.
+
+Tiles are smaller where memory is, but never larger: a detector tells only so many
+objects of what it is shown."""
 
 _MULTIPLE = 32
 
@@ -42,8 +49,8 @@ class DetectorReader:
     ----------
     model : Model
         A detector.
-    device : torch.device
-        Where the planes will be.
+    device : str, torch.device or Backend
+        Where the network runs, and how. Planes may lie elsewhere.
     tiling : Tiling, optional
         How to cut; its ``blend`` is not needed.
     score : float
@@ -55,7 +62,7 @@ class DetectorReader:
     def __init__(
         self,
         model: Model,
-        device: torch.device,
+        device: str | torch.device | Backend,
         *,
         tiling: Tiling | None = None,
         score: float = SCORE,
@@ -63,15 +70,19 @@ class DetectorReader:
     ) -> None:
         self.attention = attention
         self.model = model
-        self.tiling = tiling or TILING
+        self.tiling = tiling
         self.score = score
-        self._device = device
-        self._network: nn.Module | None = None
+        self.runner = Runner(model, device, compiles=False)
+
+    @property
+    def home(self) -> torch.device:
+        """Where planes lie best: tiles travel."""
+        return CPU
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What it was told."""
-        return {"tiling": asdict(self.tiling)}
+        """What it was told, or chose for the plane it has read last."""
+        return {"tiling": None if self.tiling is None else asdict(self.tiling)}
 
     def read(
         self,
@@ -81,17 +92,45 @@ class DetectorReader:
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Generator[Step, None, Seen]:
         """Read a plane; see `Reader.read`."""
-        network = self._network = self._network or ready(self.model, self._device)
+        shape = (image.shape[1], image.shape[2])
+        while True:
+            try:
+                self.runner.settle(image, _objectness)
+                self.tiling = self.tiling or self._sized(shape)
+                return (yield from self._tiled(image, self.tiling, cancelled))
+            except Exception as error:
+                if not ran_out(error):
+                    raise
+            tiling = self.tiling or TILING
+            smaller = self.runner.retreat.tile(tiling, shape, multiple=_MULTIPLE)
+            if smaller is not None:
+                self.tiling = smaller
+            elif not self.runner.fall_back():
+                side = min(tiling.size, max(shape))
+                raise exhausted(self.runner.device, f"a tile of {side} pixels a side")
+
+    def _sized(self, shape: tuple[int, int]) -> Tiling:
+        if max(shape) <= LEAST:
+            return TILING
+        runner = self.runner
+        need = needs(self.model.network, runner.dtype, multiple=_MULTIPLE)
+        side = need.side(runner.backend.allowance(runner.device), multiple=_MULTIPLE)
+        return replace(TILING, size=min(side, TILING.size))
+
+    def _tiled(
+        self, image: torch.Tensor, tiling: Tiling, cancelled: Callable[[], bool]
+    ) -> Generator[Step, None, Seen]:
+        runner, loaded = self.runner, self.runner.loaded
         height, width = image.shape[1:]
         # The network pads what a last tile lacks, as it pads a whole plane.
         tall, wide = (n + -n % _MULTIPLE for n in (height, width))
-        h = tile_length(tall, self.tiling, multiple=_MULTIPLE)
-        w = tile_length(wide, self.tiling, multiple=_MULTIPLE)
-        tops = plan_tiles(tall, self.tiling, multiple=_MULTIPLE)
-        lefts = plan_tiles(wide, self.tiling, multiple=_MULTIPLE)
+        h = tile_length(tall, tiling, multiple=_MULTIPLE)
+        w = tile_length(wide, tiling, multiple=_MULTIPLE)
+        tops = plan_tiles(tall, tiling, multiple=_MULTIPLE)
+        lefts = plan_tiles(wide, tiling, multiple=_MULTIPLE)
         found: list[Detections] = []
         looked = torch.zeros(height, width)
-        stitcher = Stitcher(network, self.attention, multiple=_MULTIPLE)
+        stitcher = Stitcher(loaded.network, self.attention, multiple=_MULTIPLE)
 
         def peek() -> tuple[torch.Tensor, torch.Tensor]:
             _, probabilities = paste(join(found), (height, width))
@@ -99,12 +138,12 @@ class DetectorReader:
 
         for i, top in enumerate(tops):
             for j, left in enumerate(lefts):
-                with torch.inference_mode(), stitcher.listening():
-                    tile = image[None, :, top : top + h, left : left + w]
-                    tile = tile.contiguous(memory_format=torch.channels_last)
-                    seen: Detections = network(tile)[0].to("cpu")
+                tile = image[None, :, top : top + h, left : left + w]
+                with loaded.lock, stitcher.listening():
+                    told = loaded.run(tile.to(runner.device), runner.dtype)
+                seen: Detections = told[0].to("cpu")
                 # What the network padded lies beyond the plane.
-                stitcher.add([(top, left)], (h, w), (tall, wide), self.tiling)
+                stitcher.add([(top, left)], (h, w), (tall, wide), tiling)
                 rows, columns = _part(tops, i, h), _part(lefts, j, w)
                 found.append(_owned(seen, (left, top), columns, rows, self.score))
                 looked[top : top + h, left : left + w] = 1
@@ -115,6 +154,13 @@ class DetectorReader:
                 break
         seen_all = _painted(join(found), looked)
         return replace(seen_all, attention=stitcher.maps((height, width)))
+
+
+def _objectness(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Probability of every anchor to be an object: what does not depend on the rest."""
+    assert isinstance(network, MaskRCNN)
+    logits, _ = network.proposals(network.features(images))
+    return torch.cat(logits, dim=1).float().sigmoid()
 
 
 def _part(starts: tuple[int, ...], index: int, length: int) -> tuple[float, float]:
@@ -134,15 +180,16 @@ def _owned(
     score: float,
 ) -> Detections:
     """Lay a tile's sure objects on the plane, those that belong to it."""
-    boxes = seen.boxes + torch.tensor(offset * 2, dtype=seen.boxes.dtype)
+    # Whatever the network computed in, places on the plane need all 32 bits.
+    boxes = seen.boxes.float() + torch.tensor(offset * 2)
     x, y = (boxes[:, :2] + boxes[:, 2:]).unbind(1)
     kept = (x >= 2 * columns[0]) & (x < 2 * columns[1])
     kept &= (y >= 2 * rows[0]) & (y < 2 * rows[1]) & (seen.scores >= score)
     return Detections(
         boxes=boxes[kept],
-        scores=seen.scores[kept],
+        scores=seen.scores[kept].float(),
         labels=seen.labels[kept],
-        masks=seen.masks[kept],
+        masks=seen.masks[kept].float(),
         classes=seen.classes,
     )
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from napari_fovea.inference.runner import Runner
     from napari_fovea.inference.stitching import Patchwork
     from napari_fovea.retina import FocusPath
 
@@ -68,7 +69,19 @@ class Seen:
 
 
 class Reader(Protocol):
-    """Runs one kind of network over planes."""
+    """Runs one kind of network over planes.
+
+    Attributes
+    ----------
+    runner : Runner
+        What runs the network.
+    """
+
+    runner: Runner
+
+    @property
+    def home(self) -> torch.device:
+        """Where planes lie best."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -86,7 +99,7 @@ class Reader(Protocol):
         Parameters
         ----------
         image : Tensor of float32, shape (C, h, w)
-            Normalised, on the device of the network.
+            Normalised, best at `home`.
         scale : tuple of float
             Pixels of the user's image per pixel of this one (y, x).
         cancelled : callable

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import math
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,137 +11,39 @@ import torch
 
 from napari_fovea.errors import ModelError
 from napari_fovea.inference.reading import Seen, Step
-from napari_fovea.inference.trunk import TrunkLook
-from napari_fovea.networks import AdaptedRetina, RetinaConfig, RetinaVGG, SharedRetina
+from napari_fovea.inference.scanning import (
+    default_budget,
+    gathered,
+    network_of,
+    runner_of,
+    scanning,
+)
+from napari_fovea.networks import RetinaConfig, SharedRetina
 from napari_fovea.retina import (
     FUSIONS,
     POLICIES,
-    CropLook,
     FocusPath,
     Fusion,
-    Look,
     Looked,
     Policy,
     Raster,
     RetinaGrid,
     Scan,
     Seek,
-    scan,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
     from numpy.typing import NDArray
 
+    from napari_fovea.device import Backend
     from napari_fovea.models import Model
+
+_BATCH, _SHARED_BATCH = 32, 256
 
 _SPACING = 0.05
 """Seconds between two tellings of where a scan on an accelerator has looked."""
-
-BUDGET_PER_PIXEL = 400 / 256**2
-"""Fixations per pixel that a scan makes at most unless it is told otherwise."""
-
-Network = Callable[[torch.Tensor], torch.Tensor]
-"""Crops (B, C, d, d) → logits (B, N, outputs)."""
-
-
-def default_budget(shape: tuple[int, int], *, d: int) -> int:
-    """Most fixations for an image, unless the user says otherwise.
-
-    400 for 256×256 pixels, in proportion to the area, and never fewer than
-    subareas of side ``d`` are needed to cover the image.
-    """
-    tiles = math.prod(math.ceil(n / d) for n in shape)
-    return max(tiles, math.floor(math.prod(shape) * BUDGET_PER_PIXEL))
-
-
-def scanning(
-    network: Network,
-    image: torch.Tensor,
-    *,
-    config: RetinaConfig,
-    policy: Policy,
-    fusion: Fusion = FUSIONS["precision"],
-    budget: int | None = None,
-    batch_size: int = 32,
-    cancelled: Callable[[], bool] = lambda: False,
-) -> Generator[Looked, None, Scan]:
-    """Scan an image (C, H, W) on the device it lies on; see `retina.scan`.
-
-    Parameters
-    ----------
-    network : callable
-        From `inference_network`.
-    image : Tensor of float32, shape (C, H, W)
-        Normalised.
-    config : RetinaConfig
-        Settings of the network.
-    policy, fusion, budget, batch_size, cancelled
-        See `retina.scan`.
-
-    Yields
-    ------
-    Looked
-
-    Returns
-    -------
-    Scan
-    """
-    margin = policy.margin(config.grid)
-    look: Look
-    if isinstance(network, SharedRetina):
-        look = TrunkLook(network, image, margin=margin)
-    else:
-        look = CropLook(network, image, grid=config.grid, margin=margin)
-
-    def seeing(corners: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
-            return look(corners)
-
-    return (
-        yield from scan(
-            seeing,
-            (image.shape[1], image.shape[2]),
-            grid=config.grid,
-            classes=config.classes,
-            policy=policy,
-            fusion=fusion,
-            budget=budget,
-            batch_size=batch_size,
-            device=image.device,
-            cancelled=cancelled,
-        )
-    )
-
-
-def inference_network(model: Model, device: torch.device) -> Network:
-    """Put the network in the form and memory layout it is fastest in.
-
-    Parameters
-    ----------
-    model : Model
-        A retina model; it is left as it is.
-    device : torch.device
-        Where the crops will be.
-
-    Returns
-    -------
-    callable
-        Crops (B, C, d, d) → logits (B, N, outputs).
-    """
-    network = copy.deepcopy(model.network).eval().to(device)
-    assert isinstance(network, RetinaVGG | SharedRetina | AdaptedRetina)
-    fast = network.folded().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    if isinstance(fast, SharedRetina):
-        return fast
-
-    def forward(crops: torch.Tensor) -> torch.Tensor:
-        crops = crops.contiguous(memory_format=torch.channels_last)
-        return fast(crops)  # type: ignore[no-any-return]
-
-    return forward
 
 
 class RetinaReader:
@@ -155,8 +53,8 @@ class RetinaReader:
     ----------
     model : Model
         A retina model.
-    device : torch.device
-        Where the planes will be.
+    device : str, torch.device or Backend
+        Where the network runs, and how.
     shape : tuple of int
         Their height and width.
     policy : str or Policy, optional
@@ -165,8 +63,9 @@ class RetinaReader:
         By default what suits the policy.
     budget : int, optional
         Most fixations per plane; see `default_budget`.
-    batch_size : int
-        Most subareas looked at together.
+    batch_size : int, optional
+        Most subareas looked at together; 32 by default, and more where they share
+        what they look at.
 
     Raises
     ------
@@ -177,13 +76,13 @@ class RetinaReader:
     def __init__(
         self,
         model: Model,
-        device: torch.device,
+        device: str | torch.device | Backend,
         shape: tuple[int, int],
         *,
         policy: str | Policy | None = None,
         fusion: str | Fusion | None = None,
         budget: int | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
     ) -> None:
         config = model.config
         assert isinstance(config, RetinaConfig)
@@ -193,9 +92,15 @@ class RetinaReader:
         if budget is None and not isinstance(self.policy, Raster):
             budget = default_budget(shape, d=config.d)
         self.budget = budget
-        self.batch_size = batch_size
-        self._model, self._device = model, device
-        self._network: Network | None = None
+        shared = isinstance(model.network, SharedRetina)
+        self.batch_size = batch_size or (_SHARED_BATCH if shared else _BATCH)
+        self.runner = runner_of(model, device)
+        self._model = model
+
+    @property
+    def home(self) -> torch.device:
+        """Where planes lie best: crops are cut there."""
+        return self.runner.device
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -215,11 +120,9 @@ class RetinaReader:
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Generator[Step, None, Seen]:
         """Read a plane; see `Reader.read`."""
-        if self._network is None:
-            self._network = inference_network(self._model, self._device)
         grid = self.config.grid
         run = scanning(
-            self._network,
+            network_of(self._model, self.runner),
             image,
             config=self.config,
             policy=self.policy,
@@ -250,41 +153,6 @@ class RetinaReader:
             classes=self._model.classes,
         )
         return Seen(scanned.probabilities, scanned.overlap, path)
-
-
-def gathered(
-    run: Generator[Looked, None, Scan], *, seconds: float
-) -> Generator[list[Looked], None, Scan]:
-    """Join batches of a scan until some time has passed since the last ones.
-
-    Parameters
-    ----------
-    run : generator
-        A scan.
-    seconds : float
-        Least time between two yields; 0 yields every batch.
-
-    Yields
-    ------
-    list of Looked
-
-    Returns
-    -------
-    Scan
-    """
-    untold: list[Looked] = []
-    told = time.perf_counter()
-    while True:
-        try:
-            untold.append(next(run))
-        except StopIteration as end:
-            if untold:
-                yield untold
-            scanned: Scan = end.value
-            return scanned
-        if time.perf_counter() - told >= seconds:
-            yield untold
-            untold, told = [], time.perf_counter()
 
 
 def _part(

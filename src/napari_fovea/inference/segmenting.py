@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import datetime
 import math
-import platform
 import time
 from dataclasses import replace
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from napari_fovea import device as devices
 from napari_fovea.errors import ImageError, ModelError
 from napari_fovea.images import (
-    Planes,
     read_planes,
     resize,
     to_tensor,
@@ -24,6 +20,7 @@ from napari_fovea.inference.assembly import Assembly, preview
 from napari_fovea.inference.attention import wanted
 from napari_fovea.inference.dense import DenseReader
 from napari_fovea.inference.detect import DetectorReader
+from napari_fovea.inference.provenance import provenance_of
 from napari_fovea.inference.result import (
     Event,
     Fixated,
@@ -33,6 +30,9 @@ from napari_fovea.inference.result import (
     Tiled,
 )
 from napari_fovea.inference.retina import RetinaReader
+from napari_fovea.inference.retreat import CPU, exhausted
+from napari_fovea.inference.runner import WINDOW
+from napari_fovea.inference.sizes import object_diameter, resizing
 from napari_fovea.models import Model
 from napari_fovea.networks import MaskRCNNConfig, RetinaConfig
 
@@ -43,12 +43,13 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import ArrayLike
 
+    from napari_fovea.device import Backend
     from napari_fovea.inference.attention import Wanted
-    from napari_fovea.inference.reading import Reader, Seen
+    from napari_fovea.inference.reading import Reader, Seen, Step
     from napari_fovea.inference.tiles import Tiling
     from napari_fovea.retina import Fusion, Policy
 
-_MOST_RESIZING = 16
+_LITTLE = 2 * WINDOW**2  # pixels that take no longer than it does to compare precisions
 _PREVIEW_SHARE = 3  # previews of large images take at most a quarter of the time
 
 
@@ -63,13 +64,13 @@ def segment(
     budget: int | None = None,
     diameter: float | None = None,
     pixel_size: float | None = None,
-    device: str = "auto",
+    limits: tuple[float, float] | None = None,
+    device: str | Backend = "auto",
     tiling: Tiling | None = None,
     batch_size: int | None = None,
     attention: Iterable[str] = (),
     preview_every: float | None = None,
     blank: bool = False,
-    limits: tuple[float, float] | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Generator[Event, None, Segmentation]:
     """Segment an image, reporting as it goes.
@@ -98,12 +99,16 @@ def segment(
     pixel_size : float, optional
         Size of a pixel in micrometres, used in place of the diameter where the
         model knows the size of its own.
-    device : str
-        ``"auto"`` or a torch device.
+    limits : tuple of float, optional
+        Intensities that become 0 and 1; by default percentiles of the image. Parts
+        of one image are seen alike if they are given the same.
+    device : str or Backend
+        ``"auto"`` or a torch device; a `Backend` tells precision and memory too.
     tiling : Tiling, optional
-        How other models cut large planes into tiles.
+        How other models cut large planes into tiles; by default into tiles as large
+        as memory allows.
     batch_size : int, optional
-        Most subareas (32 by default) or tiles (1) looked at together.
+        Most subareas (32 by default) or tiles looked at together.
     attention : iterable of str
         Names of attention maps to keep, of `attends`, or one name; ``"name [3]"`` is
         a channel. None are kept by default, and memory is taken for those alone.
@@ -112,9 +117,6 @@ def segment(
     blank : bool
         Whether an image without any contrast is all background rather than an
         error.
-    limits : tuple of float, optional
-        Intensities that become 0 and 1, as of a larger image that this one is a part
-        of; by default they are the model's percentiles of this image.
     cancelled : callable
         Asked after every batch; where it says yes, the rest is left out and the
         result holds what there is.
@@ -132,25 +134,35 @@ def segment(
     ------
     FoveaError
         If the image, the model or a setting cannot be used.
+    OutOfMemoryError
+        If there is no room for the network's features, however small its pieces.
     """
     started = time.perf_counter()
     for name, value in (("budget", budget), ("batch size", batch_size)):
         if value is not None and value < 1:
             raise ImageError(f"The {name} is {value}; give an integer of 1 or more.")
+    if limits is not None and not -math.inf < limits[0] < limits[1] < math.inf:
+        raise ImageError(
+            f"The limits are {limits}; expected two finite intensities, the smaller "
+            "first: leave them out."
+        )
     planes = read_planes(image, axes=axes, rgb=rgb)
     if not isinstance(model, Model):
         model = Model.load(model)
     planes = planes.for_network(model.channels, blank=blank)
     asked = wanted(model, attention)
-    where = devices.pick(device)
+    backend = devices.as_backend(device)
+    where = devices.pick(backend.device)
     factor = resizing(model, planes.shape, diameter=diameter, pixel_size=pixel_size)
     shape = (
         max(1, round(planes.shape[0] * factor)),
         max(1, round(planes.shape[1] * factor)),
     )
+    if backend.precision == "auto" and len(planes) * math.prod(shape) <= _LITTLE:
+        backend = replace(backend, precision="float32")
     reader = reader_for(
         model,
-        where,
+        backend,
         shape,
         policy=policy,
         fusion=fusion,
@@ -162,44 +174,56 @@ def segment(
     grid = model.config.grid if isinstance(model.config, RetinaConfig) else None
     focused = grid is not None
     scale = (planes.shape[0] / shape[0], planes.shape[1] / shape[1])
-    expected = _object_diameter(model, factor, diameter)
-    limits = model.normalisation.limits(planes) if limits is None else limits
+    expected = object_diameter(model, factor, diameter)
+    low, high = limits or model.normalisation.limits(planes)
     yield Started((*planes.lead, *planes.shape), shape, len(model.classes), focused)
     store = Assembly(planes, classes=len(model.classes), shape=shape, focused=focused)
     stopped = False
-    for index, plane in enumerate(planes):
-        if plane.min() == plane.max():
-            continue  # an empty plane of a stack is all background
-        pixels = to_tensor(plane, limits=limits, channels=model.channels, device=where)
-        run = reader.read(resize(pixels, shape), scale=scale, cancelled=cancelled)
-        del pixels
-        last, cost = time.perf_counter(), 0.0
-        try:
-            while True:
-                step = next(run)
-                fraction = (index + min(1.0, step.fraction)) / len(planes)
-                if step.path is None:
-                    yield Tiled(index, fraction)
-                else:
-                    part = replace(step.path, planes=np.full(len(step.path), index))
-                    yield Fixated(index, part, step.done, fraction)
-                now = time.perf_counter()
-                if preview_every is not None and now - last >= max(
-                    preview_every, _PREVIEW_SHARE * cost
-                ):
-                    yield preview(model, *step.peek(), index, planes, focused=focused)
-                    last = time.perf_counter()
-                    cost = last - now
-        except StopIteration as end:
-            seen: Seen = end.value
-        yield Separating(index, (index + 1) / len(planes))
-        store.add(index, model, seen, diameter=expected)
-        stopped = cancelled()
-        if stopped:
-            break
+    try:
+        for index, plane in enumerate(planes):
+            if plane.min() == plane.max():
+                continue  # an empty plane of a stack is all background
+            pixels = to_tensor(plane, limits=(low, high), channels=model.channels)
+            last, cost = time.perf_counter(), 0.0
+            run = _reading(reader, pixels, shape, scale=scale, cancelled=cancelled)
+            del pixels
+            try:
+                while True:
+                    step = next(run)
+                    fraction = (index + min(1.0, step.fraction)) / len(planes)
+                    if step.path is None:
+                        yield Tiled(index, fraction)
+                    else:
+                        part = replace(step.path, planes=np.full(len(step.path), index))
+                        yield Fixated(index, part, step.done, fraction)
+                    now = time.perf_counter()
+                    if preview_every is not None and now - last >= max(
+                        preview_every, _PREVIEW_SHARE * cost
+                    ):
+                        yield preview(
+                            model, *step.peek(), index, planes, focused=focused
+                        )
+                        last = time.perf_counter()
+                        cost = last - now
+            except StopIteration as end:
+                seen: Seen = end.value
+            yield Separating(index, (index + 1) / len(planes))
+            store.add(index, model, seen, diameter=expected)
+            stopped = cancelled()
+            if stopped:
+                break
+        told = reader.runner.told
+    finally:
+        if where.type != "cpu" or reader.runner.retreat.told:
+            devices.give_back()
     path = store.path(grid=grid) if grid is not None else None
-    settings = {"diameter": diameter, "pixel_size": pixel_size} | reader.settings
+    settings = {
+        "diameter": diameter,
+        "pixel_size": pixel_size,
+        "limits": None if limits is None else [float(n) for n in limits],
+    } | reader.settings
     provenance = provenance_of(model, planes, where, settings=settings) | {
+        **told,
         "resized_by": factor,
         "fixations": len(path) if path is not None else None,
         "cancelled": stopped,
@@ -208,9 +232,30 @@ def segment(
     return store.result(path, provenance, attention=asked)
 
 
+def _reading(
+    reader: Reader,
+    pixels: torch.Tensor,
+    shape: tuple[int, int],
+    *,
+    scale: tuple[float, float],
+    cancelled: Callable[[], bool],
+) -> Generator[Step, None, Seen]:
+    """Read a plane at a size; on the CPU where its own device has no room for it."""
+    while True:
+        try:
+            placed = resize(pixels.to(reader.home), shape)
+            return (yield from reader.read(placed, scale=scale, cancelled=cancelled))
+        except Exception as error:
+            if not devices.ran_out(error):
+                raise
+        if not reader.runner.fall_back():
+            height, width = shape
+            raise exhausted(CPU, f"a plane of {height}×{width} pixels")
+
+
 def reader_for(
     model: Model,
-    device: torch.device,
+    device: str | torch.device | Backend,
     shape: tuple[int, int],
     *,
     policy: str | Policy | None = None,
@@ -229,7 +274,7 @@ def reader_for(
             policy=policy,
             fusion=fusion,
             budget=budget,
-            batch_size=batch_size or 32,
+            batch_size=batch_size,
         )
     focus = {"policy": policy, "fusion": fusion, "budget": budget}
     for name, value in focus.items():
@@ -244,71 +289,6 @@ def reader_for(
         model,
         device,
         tiling=tiling,
-        batch_size=batch_size or 1,
+        batch_size=batch_size,
         attention=attention,
     )
-
-
-def resizing(
-    model: Model,
-    shape: tuple[int, int],
-    *,
-    diameter: float | None,
-    pixel_size: float | None,
-) -> float:
-    """Tell the factor that brings an image to the model's object size."""
-    for name, value in (("diameter", diameter), ("pixel size", pixel_size)):
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise ImageError(
-                f"The {name} is {value}; expected a positive number: leave it out to "
-                "keep the image's own scale."
-            )
-    if diameter is not None and model.object_diameter is None:
-        raise ModelError(
-            f"Model {model.name!r} does not know the size of the objects it was "
-            "trained on; expected no diameter: leave it out, or choose another model."
-        )
-    if diameter is not None and model.object_diameter is not None:
-        factor = model.object_diameter / diameter
-    elif pixel_size is not None and model.pixel_size is not None:
-        factor = pixel_size / model.pixel_size
-    else:
-        return 1.0
-    if not 1 / _MOST_RESIZING <= factor <= _MOST_RESIZING:
-        raise ImageError(
-            f"An image of {shape[0]}×{shape[1]} pixels would be resized {factor:.3g} "
-            f"times; expected at most {_MOST_RESIZING}, either way: give the typical "
-            "diameter of the objects in pixels."
-        )
-    return factor
-
-
-def _object_diameter(
-    model: Model, factor: float, diameter: float | None
-) -> float | None:
-    if diameter is not None:
-        return diameter
-    return model.object_diameter / factor if model.object_diameter else None
-
-
-def provenance_of(
-    model: Model, planes: Planes, where: torch.device, *, settings: dict[str, Any]
-) -> dict[str, Any]:
-    """Tell what a result is made of: model, settings, image and machine."""
-    packages = ("napari-fovea", "torch", "numpy", "scikit-image")
-    return {
-        "model": model.name,
-        "system": model.system,
-        "classes": list(model.classes),
-        "settings": settings,
-        "image": {
-            "shape": [*planes.lead, *planes.shape],
-            "channels": planes.channels,
-            "type": str(planes.data.dtype),
-            "axes": planes.axes,
-        },
-        "device": devices.describe(where),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version()}
-        | {p: version(p) for p in packages},
-    }

@@ -63,8 +63,11 @@ class Stitcher:
     def _reduce(self, label: str, output: torch.Tensor) -> None:
         for w in self._asked:
             if w.of == label:
-                one = output.mean(1) if w.channel is None else output[:, w.channel]
-                self._latest[w.name] = one.float()  # (B, h, w)
+                if w.channel is None:
+                    one = output.mean(1, dtype=torch.float32)
+                else:
+                    one = output[:, w.channel].float()
+                self._latest[w.name] = one  # (B, h, w)
 
     def add(
         self,

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from napari_fovea.device import ran_out
 from napari_fovea.errors import ImageError
 from napari_fovea.inference.reading import Seen, Step
+from napari_fovea.inference.transfer import through
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
+    from napari_fovea.inference.retreat import Retreat
     from napari_fovea.inference.stitching import Stitcher
 
 
@@ -30,11 +33,15 @@ class Tiling:
         receptive field, tiles give what the whole plane would.
     blend : int
         Pixels over which neighbouring tiles fade into each other.
+    even : bool
+        Whether a plane is cut into tiles alike, no larger than they need be, rather
+        than into tiles of ``size`` of which the last shares more with the one before.
     """
 
     size: int = 1024
     halo: int = 64
-    blend: int = 64
+    blend: int = 16
+    even: bool = False
 
     def __post_init__(self) -> None:
         if min(self.halo, self.blend) < 0 or self.size <= self.overlap:
@@ -79,7 +86,14 @@ def tile_length(length: int, tiling: Tiling, *, multiple: int = 1) -> int:
     """Pixels of a tile along an axis of ``length`` pixels."""
     # At least one stride beyond the overlap, or tiles would never advance.
     size = max(tiling.size // multiple, tiling.overlap // multiple + 2) * multiple
-    return min(length, size)
+    if length <= size:
+        return length
+    if not tiling.even:
+        return size
+    shared = -(-tiling.overlap // multiple) * multiple
+    count = -(-(length - shared) // (size - shared))
+    stride = -(-(length - shared) // (count * multiple)) * multiple
+    return stride + shared
 
 
 def ramp(start: int, size: int, length: int, tiling: Tiling) -> torch.Tensor:
@@ -104,7 +118,9 @@ def tiled(
     tiling: Tiling,
     multiple: int = 1,
     batch_size: int = 1,
+    device: torch.device | None = None,
     attention: Stitcher | None = None,
+    retreat: Retreat | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Generator[Step, None, Seen]:
     """Run a network over a plane by tiles.
@@ -114,7 +130,7 @@ def tiled(
     forward : callable
         Images (B, C, h, w) → probabilities (B, outputs, h, w).
     image : Tensor, shape (C, H, W)
-        The plane.
+        The plane. What is seen of it is joined where it lies.
     outputs : int
         Channels that come out.
     tiling : Tiling
@@ -123,8 +139,12 @@ def tiled(
         What the network's sides divide by.
     batch_size : int
         Tiles seen together.
+    device : torch.device, optional
+        Where ``forward`` runs; by default where the plane lies.
     attention : Stitcher, optional
         Joins the attention that ``forward`` left with it.
+    retreat : Retreat, optional
+        Makes batches smaller where memory runs out.
     cancelled : callable
         Asked after every batch.
 
@@ -145,11 +165,11 @@ def tiled(
     tall, wide = height + below, width + right
     h = tile_length(tall, tiling, multiple=multiple)
     w = tile_length(wide, tiling, multiple=multiple)
-    corners = [
-        (top, left)
-        for top in plan_tiles(tall, tiling, multiple=multiple)
-        for left in plan_tiles(wide, tiling, multiple=multiple)
-    ]
+    tops = plan_tiles(tall, tiling, multiple=multiple)
+    lefts = plan_tiles(wide, tiling, multiple=multiple)
+    corners = [(top, left) for top in tops for left in lefts]
+    down = {y: ramp(y, h, tall, tiling).to(image.device)[:, None] for y in tops}
+    across = {x: ramp(x, w, wide, tiling).to(image.device) for x in lefts}
     total = image.new_zeros(outputs, tall, wide)
     weights = image.new_zeros(tall, wide)
 
@@ -157,18 +177,40 @@ def tiled(
         mean = total[:, :height, :width] / weights[:height, :width].clamp(min=1e-6)
         return mean, weights[:height, :width]
 
-    for start in range(0, len(corners), batch_size):
-        part = corners[start : start + batch_size]
-        batch = torch.stack([image[:, y : y + h, x : x + w] for y, x in part])
-        for (y, x), seen in zip(part, forward(batch).float(), strict=True):
-            weight = ramp(y, h, tall, tiling)[:, None] * ramp(x, w, wide, tiling)
-            weight = weight.to(image.device)
-            total[:, y : y + h, x : x + w] += seen * weight
-            weights[y : y + h, x : x + w] += weight
+    def cut(
+        done: int, count: int
+    ) -> Iterator[tuple[torch.Tensor, Sequence[tuple[int, int]]]]:
+        for i in range(done, len(corners), count):
+            part = corners[i : i + count]
+            yield torch.stack([image[:, y : y + h, x : x + w] for y, x in part]), part
+
+    def seeing(batch: torch.Tensor, part: Sequence[tuple[int, int]]) -> torch.Tensor:
+        seen = forward(batch)
         if attention is not None:
             attention.add(part, (h, w), (tall, wide), tiling)
-        yield Step((start + len(part)) / len(corners), read_out)
-        if cancelled():
-            break
+        return seen
+
+    done, stopped = 0, False
+    while done < len(corners) and not stopped:
+        failed = False
+        try:
+            batches = cut(done, batch_size)
+            for found, part in through(seeing, batches, device or image.device):
+                for (y, x), seen in zip(part, found, strict=True):
+                    weight = down[y] * across[x]
+                    total[:, y : y + h, x : x + w].addcmul_(seen, weight)
+                    weights[y : y + h, x : x + w] += weight
+                done += len(part)
+                yield Step(done / len(corners), read_out)
+                stopped = cancelled()
+                if stopped:
+                    break
+        except Exception as error:
+            if retreat is None or batch_size == 1 or not ran_out(error):
+                raise
+            failed = True
+        if failed and retreat is not None:
+            retreat.batch(batch_size)
+            batch_size = retreat.most or 1
     maps = attention.maps((height, width)) if attention is not None else {}
     return Seen(*read_out(), attention=maps)

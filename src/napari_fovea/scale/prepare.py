@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from napari_fovea import device as devices
 from napari_fovea.errors import ImageError, OtherRunError, StoreError
-from napari_fovea.inference.segmenting import provenance_of, reader_for, resizing
+from napari_fovea.inference.provenance import provenance_of
+from napari_fovea.inference.segmenting import reader_for
+from napari_fovea.inference.sizes import resizing
 from napari_fovea.scale.identity import same_marks, what_decides
 from napari_fovea.scale.intensities import limits_of, marks_of
 from napari_fovea.scale.job import Job, Settings
