@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from napari_fovea import device as devices
 from napari_fovea.errors import ImageError, OtherRunError, StoreError
 from napari_fovea.inference.provenance import provenance_of
 from napari_fovea.inference.segmenting import reader_for
@@ -147,9 +146,9 @@ def prepare(
     planes = seen.as_planes().for_network(model.channels, blank=True)
     sizes = _sizes(diameter, pixel_size, shrunk)
     factor = resizing(model, seen.plane, **sizes)
-    where = devices.pick(device)
     scanned = tuple(max(1, round(n * factor)) for n in seen.plane)
-    reader = reader_for(model, where, (scanned[0], scanned[1]), **focus)
+    reader = reader_for(model, device, (scanned[0], scanned[1]), **focus)
+    where = reader.runner.device
     plan = cut(seen.planes, seen.plane, halo=halo_of(model, factor), chunk=chunk)
     provenance = provenance_of(model, planes, where, settings=sizes | reader.settings)
     provenance |= {
