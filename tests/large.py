@@ -46,8 +46,16 @@ class Bright(nn.Module):
         ]
 
 
+class Unregistered(Model):
+    """A model of a network that only tests know."""
+
+    @property
+    def system(self) -> str:
+        return "S4"
+
+
 def finder(**changes: Any) -> Model:
-    return Model("bright", Bright(**changes), ("background", "disc"), (0, 1))
+    return Unregistered("bright", Bright(**changes), ("background", "disc"), (0, 1))
 
 
 def dense() -> Model:

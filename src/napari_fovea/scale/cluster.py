@@ -11,7 +11,7 @@ import logging
 import os
 import pickle
 from concurrent.futures import CancelledError
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -76,18 +76,21 @@ def blocks_on_workers(
         packed, left = pickle.dumps(sent), set(todo)
         running: dict[Any, Block] = {}
         while (left or running) and not cancelled():
-            room = max(1, sum(client.nthreads().values())) * _AHEAD
-            while left and len(running) < room:
-                block = job.plan[job.plan.nearest(left, near())]
-                left.remove(block.index)
-                future = client.submit(
-                    _segment_block, packed, block.index, threads, pure=False
-                )
-                running[future] = block
-            for future in _completed(client, list(running)):
+            with _reached():
+                room = max(1, sum(client.nthreads().values())) * _AHEAD
+                while left and len(running) < room:
+                    block = job.plan[job.plan.nearest(left, near())]
+                    left.remove(block.index)
+                    future = client.submit(
+                        _segment_block, packed, block.index, threads, pure=False
+                    )
+                    running[future] = block
+                done = _completed(client, list(running))
+            for future in done:
                 block = running.pop(future)
                 yield tally.finished(block, _outcome(future, block))
-        client.cancel(list(running))
+        with suppress(OSError):  # whoever is lost does nothing more
+            client.cancel(list(running))
 
 
 def _segment_block(packed: bytes, index: int, threads: int | None) -> str | None:
@@ -127,18 +130,14 @@ def _completed(client: Any, futures: list[Any]) -> set[Any]:
 
 def _outcome(future: Any, block: Block) -> Failure | None:
     from distributed import KilledWorker
-    from distributed.comm.core import CommClosedError
 
+    if future.cancelled():
+        raise _lost()
     try:
         why = future.result()
     except KilledWorker:
         return Failure(block, "Its workers died, one after another: is memory short?")
-    except (CancelledError, CommClosedError) as error:
-        raise ClusterError(
-            "The scheduler was lost; what was finished is kept: start it again, and "
-            "run this again."
-        ) from error
-    except OSError:
+    except OSError:  # it cannot be written
         raise
     except Exception as error:
         raise ClusterError(
@@ -146,6 +145,22 @@ def _outcome(future: Any, block: Block) -> Failure | None:
             "expected the version that is installed here: install it there."
         ) from error
     return Failure(block, why) if why else None
+
+
+@contextmanager
+def _reached() -> Iterator[None]:
+    """Say in one sentence that the scheduler does not answer any more."""
+    try:
+        yield
+    except (OSError, CancelledError) as error:
+        raise _lost() from error
+
+
+def _lost() -> ClusterError:
+    return ClusterError(
+        "The scheduler was lost; what was finished is kept: start it again, and run "
+        "this again."
+    )
 
 
 @contextmanager
@@ -205,10 +220,13 @@ def _connected(
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence what distributed tells of workers that come and go."""
-    logger = logging.getLogger("distributed")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
+    names = ["distributed", *logging.root.manager.loggerDict]
+    loggers = [logging.getLogger(n) for n in names if n.split(".")[0] == "distributed"]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

@@ -204,8 +204,8 @@ def _record(
     limits: tuple[float, float],
 ) -> dict[str, Any]:
     """Tell what the store is to say of the run, ready for JSON."""
-    fixations, seconds = 0, 0.0
-    for index in store.work.finished():
+    fixations, seconds, finished = 0, 0.0, store.work.finished()
+    for index in finished:
         looks, took = store.work.read(index, "fact_fixations", "fact_seconds")
         fixations, seconds = fixations + int(looks), seconds + float(took)
     return {
@@ -217,7 +217,7 @@ def _record(
             "fixations": fixations if focused else None,
             "cancelled": objects is None,
             "seconds": round(seconds, 3),
-            "finished": tally.done,
+            "finished": len(finished),
             "failures": [f.facts() for f in tally.failures],
         },
     }

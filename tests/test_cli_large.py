@@ -1,0 +1,77 @@
+"""Segmenting into OME-Zarr from the command line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import zarr
+from typer.testing import CliRunner
+
+from large import dense, discs, stored
+from napari_fovea.cli import app
+from napari_fovea.errors import FoveaError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from click.testing import Result
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["segment", *map(str, arguments)])
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    dense().save(tmp_path / "dense.safetensors")
+    return tmp_path / "dense.safetensors"
+
+
+def test_a_large_image_is_segmented_resumed_and_replaced(
+    tmp_path: Path, model: Path
+) -> None:
+    source = stored(tmp_path / "in.zarr", discs((160, 220))[0])
+    out = tmp_path / "out.zarr"
+    chunk = source / "c" / "2" / "3"
+    whole = chunk.read_bytes()
+    chunk.write_bytes(b"no zstd")
+    options = ["--model", model, "--output", out, "--chunk", 64]
+    failed = call(source, *options)
+    assert failed.exit_code == 1
+    assert "of 12 blocks segmented into" in failed.stdout
+    assert "run this again" in failed.stdout
+    assert "rows" in failed.stderr
+    assert "Zstd" in failed.stderr
+    chunk.write_bytes(whole)
+    done = call(source, *options)
+    assert done.exit_code == 0, done.output
+    assert "blocks of an earlier run: going on" in done.stdout
+    assert "in 12 of 12 blocks" in done.stdout
+    group = zarr.open_group(out, mode="r")
+    assert group["labels/classes/0"].shape == (160, 220)
+    assert "probabilities" not in group
+    other = call(source, *options, "--probabilities")
+    assert isinstance(other.exception, FoveaError)
+    replaced = call(source, *options, "--probabilities", "--overwrite", "--level", 0)
+    assert replaced.exit_code == 0, replaced.output
+    assert "probabilities" in zarr.open_group(out, mode="r")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["a.tif", "b.tif", "--output", "o.zarr"], "results of 2 images"),
+        (["a.tif", "--output", "o.zarr", "--attention", "all"], "Attention maps"),
+        (["a.tif", "--output", "o.zarr", "--level", "x"], "no file"),
+        (["a.tif", "--output", "o", "--chunk", 64], "--chunk is for results"),
+        (["a.tif", "--output", "o", "--overwrite"], "--overwrite is for results"),
+        (["a.tif", "--output", "o", "--workers", 2], "--workers is for results"),
+    ],
+)
+def test_bad_requests_end_in_a_sentence(
+    model: Path, arguments: list[object], says: str
+) -> None:
+    done = call(*arguments, "--model", model)
+    assert isinstance(done.exception, FoveaError)
+    assert says in str(done.exception)
