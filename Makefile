@@ -52,6 +52,8 @@ benchmarks: setup
 	$(VIRTUAL) $(BIN)/python benchmarks/window.py
 	$(VIRTUAL) $(BIN)/python benchmarks/player.py
 	$(BIN)/python benchmarks/attention.py
+	$(VIRTUAL) $(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/folders.py
 
 clean:
 	rm -rf .venv build dist demo site

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 import imageio.v3 as imageio
@@ -17,6 +15,7 @@ import tifffile
 from napari_fovea.cli import main
 from napari_fovea.models import Model
 from napari_fovea.models.checkpoint import read_header
+from napari_fovea.training import finetune
 from painting import DISCS, GROUND
 from small_networks import tiny
 
@@ -229,12 +228,25 @@ def test_labels_of_another_size_are_named(
     assert "(30, 90)" in done.wrong
 
 
-def test_an_interrupt_keeps_what_was_learned(folders: Folders) -> None:
-    more = ("--unpainted", 0, "--seconds", 300, "--anyway")
-    command = [sys.executable, "-m", "napari_fovea.cli", *folders.arguments(*more)]
-    program = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    time.sleep(12)  # it is learning by now
-    program.send_signal(signal.SIGINT)
-    _, wrong = program.communicate(timeout=60)
-    assert program.returncode == 0, wrong
+def test_an_interrupt_keeps_what_was_learned(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        run = learning(*arguments, **options)
+        losses = 0
+        while True:
+            try:
+                event = next(run)
+            except StopIteration as end:
+                return end.value
+            yield event
+            losses += event.loss is not None
+            if losses == 2:
+                signal.raise_signal(signal.SIGINT)
+
+    learning = finetune.fine_tune
+    monkeypatch.setattr(finetune, "fine_tune", interrupted)
+    done = folders.learn("--unpainted", 0, "--seconds", 300, "--anyway")
+    assert done.code == 0, done.wrong
+    assert "what is done is kept" in done.wrong
     assert Model.load(folders.output).name == "mine"

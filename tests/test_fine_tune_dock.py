@@ -64,6 +64,12 @@ def test_new_strokes_lie_on_the_image_and_show_what_the_model_says(
     assert "at least two strokes" in dock.form.status.text()
 
 
+def briefly(dock: FineTuneDock) -> None:
+    """Train for less than people may ask for, and long enough for two steps."""
+    dock.form.seconds.setMinimum(2)
+    dock.form.seconds.setValue(2)
+
+
 def test_a_click_learns_and_leaves_the_users_layers_alone(
     viewer: Any, dock: FineTuneDock, qtbot: Any, picture: np.ndarray
 ) -> None:
@@ -153,7 +159,7 @@ def test_thorough_after_live_stays_in_the_history(
     paint(strokes)
     dock.form.live.setChecked(True)
     dock.form.thorough.setChecked(True)
-    dock.form.seconds.setValue(5)
+    briefly(dock)
     take(dock, qtbot)
     dock.form.instant.setChecked(True)
     take(dock, qtbot)
@@ -218,7 +224,7 @@ def test_a_refused_model_does_not_stay_on_show(
     paint(begin(dock, qtbot))
     before = made(viewer, "cells")["uncertainty"].data.copy()
     dock.form.thorough.setChecked(True)
-    dock.form.seconds.setValue(5)
+    briefly(dock)
     train(dock, qtbot)
     assert dock.steps.current == 0
     np.testing.assert_allclose(
@@ -264,7 +270,7 @@ def test_what_is_taken_away_in_mid_training_ends_in_a_sentence(
     if gone == "both in the list":
         dock.form.add_button.click()
     dock.form.thorough.setChecked(True)
-    dock.form.seconds.setValue(5)
+    briefly(dock)
     dock.form.train_button.click()
     qtbot.waitUntil(lambda: bool(dock.form.curve.loss), timeout=60_000)
     if gone in ("labels", "both in the list"):
@@ -347,7 +353,7 @@ def test_another_model_in_mid_training(
     viewer.add_image(picture, name="cells")
     paint(begin(dock, qtbot))
     dock.form.thorough.setChecked(True)
-    dock.form.seconds.setValue(5)
+    briefly(dock)
     dock.form.train_button.click()
     qtbot.waitUntil(lambda: bool(dock.form.curve.loss), timeout=60_000)
     shared.choose(shared.entries[1])

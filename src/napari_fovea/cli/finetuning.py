@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -17,13 +14,11 @@ from napari_fovea.cli.common import (
     app,
     check_output,
     duration,
+    interruptible,
     out,
     progress_bar,
 )
 from napari_fovea.errors import FoveaError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 @app.command()
@@ -103,21 +98,20 @@ def finetune(
             channels=first.channels,
             outputs=len(first.outputs),
         )
-    stopped = threading.Event()
-    run = fine_tune(
-        annotations,
-        first,
-        mode="instant" if instant else "thorough",
-        names=names,
-        seconds=seconds or SECONDS,
-        name=name or output.stem,
-        device=device,
-        precision=precision,
-        seed=seed,
-        replay=replay,
-        cancelled=stopped.is_set,
-    )
-    with _interrupts(stopped), progress_bar() as bar:
+    with interruptible() as interrupted, progress_bar() as bar:
+        run = fine_tune(
+            annotations,
+            first,
+            mode="instant" if instant else "thorough",
+            names=names,
+            seconds=seconds or SECONDS,
+            name=name or output.stem,
+            device=device,
+            precision=precision,
+            seed=seed,
+            replay=replay,
+            cancelled=interrupted,
+        )
         task = bar.add_task("looking", total=1.0)
         while True:
             try:
@@ -136,21 +130,6 @@ def finetune(
         )
     tuned.model.save(output, half=True)
     out.print(f"saved {output}, {output.stat().st_size / 1e6:.1f} MB")
-
-
-@contextmanager
-def _interrupts(stopped: threading.Event) -> Iterator[None]:
-    """Let a first Ctrl+C ask to stop, and a second one stop at once."""
-
-    def ask(number: int, frame: Any) -> None:
-        stopped.set()
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, ask)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _read(

@@ -33,7 +33,7 @@ _SYSTEMS = {
 }
 
 
-_UNTIL_SEEN = 200  # ms until a dock has surely been painted
+_SOON, _AT_LATEST = 50, 1000  # ms until models are listed: once seen, if never seen
 _NAME = 30  # letters of a model's name and system that are always to be read
 
 
@@ -56,15 +56,21 @@ class ModelPicker(QComboBox):
         shared.listed.connect(self._list)
         shared.changed.connect(self._show)
         self._job: Job | None = None
+        self._wait = QTimer(self, singleShot=True)
         if shared.entries:
             self._list()
             self._show()
         else:
             self.addItem("looking…")
             # Importing torch in a thread slows this one: first let the dock be seen.
-            self._wait = QTimer(self, singleShot=True)
             self._wait.timeout.connect(self._survey)
-            self._wait.start(_UNTIL_SEEN)
+            self._wait.start(_AT_LATEST)
+
+    def paintEvent(self, event: Any) -> None:
+        """Look for models soon after it was seen for the first time."""
+        super().paintEvent(event)
+        if self._wait.isActive() and self._wait.interval() > _SOON:
+            self._wait.start(_SOON)
 
     def _survey(self) -> None:
         if self.session.entries:
