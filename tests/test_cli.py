@@ -180,6 +180,7 @@ def test_training_without_labels_ends_in_a_sentence(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.xdist_group("window")  # it opens one, too
 def test_the_demo_writes_its_files(tmp_path: Path) -> None:
     done = call("demo", "--headless", "--output", tmp_path / "demo")
     assert done.returncode == 0, done.stderr
