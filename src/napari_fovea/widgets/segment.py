@@ -200,7 +200,6 @@ class SegmentDock(QWidget):
         return {
             **focus,
             "diameter": self.diameter.value() or None,
-            "device": self.session.device,
         }
 
     def run(self) -> None:
@@ -229,6 +228,7 @@ class SegmentDock(QWidget):
                 np.asarray(region.array),
                 shared.load(entry),
                 rgb=region.rgb,
+                device=shared.backend(),
                 preview_every=_REDRAW if live else None,
                 cancelled=cancelled,
                 **settings,
