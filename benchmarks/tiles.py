@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from typing import TYPE_CHECKING
 
 import torch
 from skimage.data import immunohistochemistry
@@ -19,7 +20,10 @@ from napari_fovea import Model, complete
 from napari_fovea.device import PRECISIONS, Backend, free_memory
 from napari_fovea.inference.dense import DenseReader
 from napari_fovea.inference.needs import needs
-from napari_fovea.inference.runner import Runner
+from napari_fovea.inference.tiles import Tiling, tile_length
+
+if TYPE_CHECKING:
+    from napari_fovea.inference.runner import Runner
 
 
 def main() -> None:
@@ -97,8 +101,6 @@ def tissue(side: int) -> torch.Tensor:
 
 def tile_side(length: int, reader: DenseReader, *, multiple: int) -> int:
     """Side of the tiles that a reader cut a plane into."""
-    from napari_fovea.inference.tiles import Tiling, tile_length
-
     return tile_length(length, Tiling(**reader.settings["tiling"]), multiple=multiple)
 
 

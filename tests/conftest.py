@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -50,9 +51,13 @@ def _same_chance() -> None:
 def _own_home(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No test sees the developer's own models and unfinished work."""
+    """No test sees the developer's own models, unfinished work and preferences."""
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("NAPARI_FOVEA_HOME", str(home))
+    settings = sys.modules.get("napari.settings")
+    if settings is not None:
+        monkeypatch.setattr(settings, "_CFG_PATH", str(home / "settings.yaml"))
+        settings._PLUGIN_SETTINGS.clear()
 
 
 def tiny_model(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 from napari.layers import Image, Labels, Shapes
 
 from conftest import tiny_model
@@ -423,6 +424,63 @@ def test_the_device_can_be_chosen(viewer: Any, shared: Session, qtbot: Any) -> N
     qtbot.addWidget(dock)
     dock.devices.setCurrentIndex(dock.devices.findData("cpu"))
     assert shared.device == "cpu"
+
+
+def test_the_dock_tells_how_it_computes_and_what_was_skipped(
+    viewer: Any, shared: Session, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from napari_fovea import device as devices
+    from napari_fovea.device import Backend, choosing, trial
+
+    monkeypatch.setattr(choosing, "available", lambda: ("cuda:0", "cpu"))
+    monkeypatch.setattr(trial, "_faults", {"cuda:0": "computes wrong numbers"})
+    shared.devices = ("cuda:0", "cpu")
+    dock = ModelDock(viewer, shared=shared)
+    qtbot.addWidget(dock)
+    told = devices.describe(torch.device("cpu"))
+    qtbot.waitUntil(lambda: told in dock.computing.text(), timeout=20_000)
+    # What is chosen is a retina, which is exact unless it is told otherwise.
+    assert "float32" in dock.computing.text()
+    assert "cuda:0 is skipped: it computes wrong numbers" in dock.computing.text()
+    dock.precision.setCurrentText("bfloat16")
+    dock.memory.setValue(1.5)
+    dock.compiled.setChecked(True)
+    assert shared.backend() == Backend("auto", "bfloat16", 3 << 29, compiled=True)
+    qtbot.waitUntil(lambda: "up to 1.5 GiB" in dock.computing.text(), timeout=20_000)
+    assert "bfloat16" in dock.computing.text()
+    dock.devices.setCurrentIndex(dock.devices.findData("cuda:0"))
+    qtbot.waitUntil(lambda: "choose another" in dock.computing.text(), timeout=20_000)
+
+
+def test_docks_begin_as_the_preferences_say_and_follow_them(
+    make_napari_viewer_proxy: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from napari.settings import get_plugin_settings
+
+    import napari_fovea.widgets.session as rooms
+
+    monkeypatch.setattr(rooms, "_session", None)
+    viewer = make_napari_viewer_proxy()
+    told = get_plugin_settings("napari-fovea").computing
+    told.precision, told.memory = "float32", 2.0
+    told.device = "cuda:7"
+    _, dock = viewer.window.add_plugin_dock_widget("napari-fovea", "Model")
+    shared = dock.session
+    assert (shared.device, shared.precision, shared.memory) == ("cuda:7", "float32", 2)
+    assert (dock.precision.currentText(), dock.memory.value()) == ("float32", 2)
+    qtbot.waitUntil(
+        lambda: "no device 'cuda:7'" in dock.computing.text(), timeout=20_000
+    )
+    assert dock.devices.currentText() == "cuda:7 (not here)"
+    told.device = "cpu"
+    qtbot.waitUntil(
+        lambda: "float32 · up to 2.0" in dock.computing.text(), timeout=20_000
+    )
+    assert dock.devices.currentData() == "cpu"
+    with pytest.raises(ValueError, match="float8"):
+        told.precision = "float8"
+    dock.precision.setCurrentText("auto")
+    assert told.precision == "float32", "what is chosen in the dock is for now"
 
 
 def test_docks_open_from_the_menu_with_the_models_that_ship(

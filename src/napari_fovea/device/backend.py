@@ -24,7 +24,7 @@ PRECISIONS = {
 _GIB = 2**30
 _MOST = {"cpu": 4 * _GIB}
 """Memory taken by default at most: a tile of the hungriest network that ships has
-2000 pixels a side in it, of which what neighbours share is a tenth, so that more
+1600 pixels a side in it, of which what neighbours share is a tenth, so that more
 would gain little and be missed by the viewer and its images."""
 
 _TENSOR_CORES = (7, 0)  # older GPUs are no faster in 16 bits, many far slower

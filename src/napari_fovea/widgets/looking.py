@@ -74,7 +74,7 @@ class Looking:
                     rgb=region.rgb,
                     attention=names,
                     pixel_size=size,
-                    device=shared.device,
+                    device=shared.backend(),
                     cancelled=cancelled,
                     **told,
                 )

@@ -10,7 +10,9 @@ from typing import Any
 from qtpy.compat import isalive
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import (
+    QCheckBox,
     QComboBox,
+    QDoubleSpinBox,
     QFileDialog,
     QFormLayout,
     QFrame,
@@ -22,7 +24,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_fovea.widgets.job import Job, call
-from napari_fovea.widgets.session import Session, session, survey
+from napari_fovea.widgets.session import Session, computing, session, survey
 
 _SYSTEMS = {
     "S0": "retina-like sequential attention",
@@ -34,6 +36,7 @@ _SYSTEMS = {
 
 
 _SOON, _AT_LATEST = 50, 1000  # ms until models are listed: once seen, if never seen
+_PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 _NAME = 30  # letters of a model's name and system that are always to be read
 
 
@@ -121,6 +124,24 @@ class ModelDock(QWidget):
         self.models = ModelPicker(self.session)
         self.devices = QComboBox()
         self.devices.setToolTip("Where the network computes")
+        self.precision = QComboBox()
+        self.precision.addItems(_PRECISIONS)
+        self.precision.setToolTip(
+            "What it computes in; auto is 16 bits where the device is fast at them\n"
+            "and the network gives nearly the same"
+        )
+        self.memory = QDoubleSpinBox()
+        self.memory.setRange(0, 1024)
+        self.memory.setDecimals(1)
+        self.memory.setSuffix(" GiB")
+        self.memory.setSpecialValueText("auto")
+        self.memory.setToolTip("Most that features may take; auto is half of the free")
+        self.compiled = QCheckBox("Compile the network")
+        self.compiled.setToolTip(
+            "Takes up to minutes before the first result; the next ones are faster"
+        )
+        self.computing = QLabel()
+        self.computing.setWordWrap(True)
         self.open_button = QPushButton("Load model file…")
         self.facts = QLabel("Looking for models…")
         self.facts.setWordWrap(True)
@@ -139,18 +160,28 @@ class ModelDock(QWidget):
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         form.addRow("Model", self.models)
         form.addRow("Device", self.devices)
+        form.addRow("Precision", self.precision)
+        form.addRow("Memory", self.memory)
+        form.addRow("", self.compiled)
         layout = QVBoxLayout(self)
         layout.addLayout(form)
+        layout.addWidget(self.computing)
         layout.addWidget(self.open_button)
         layout.addWidget(self.message)
         layout.addWidget(scroll, stretch=1)
         self.setMinimumWidth(280)
 
         self.devices.currentIndexChanged.connect(self._use_device)
+        self.precision.currentTextChanged.connect(
+            lambda name: self.session.use(precision=name)
+        )
+        self.memory.valueChanged.connect(lambda gib: self.session.use(memory=gib))
+        self.compiled.toggled.connect(lambda on: self.session.use(compiled=on))
         self.open_button.clicked.connect(self._ask_for_file)
         self.session.listed.connect(self._list_devices)
         self.session.changed.connect(self._show)
         self._jobs: list[Job] = []
+        self._told: tuple[Any, ...] = ()
         self._list_devices()
         self._show()
 
@@ -195,15 +226,45 @@ class ModelDock(QWidget):
         self.devices.addItem(f"auto ({best})", "auto")
         for name in self.session.devices:
             self.devices.addItem(name, name)
+        mine = self.session.device
+        if self.session.devices and self.devices.findData(mine) < 0:
+            self.devices.addItem(f"{mine} (not here)", mine)
         self.devices.setCurrentIndex(max(0, self.devices.findData(self.session.device)))
         self.devices.blockSignals(False)
 
     def _show(self) -> None:
+        if not isalive(self):
+            return
+        self._show_computing()
         entry = self.session.chosen
-        if entry is None or not isalive(self):
+        if entry is None:
             return
         self.message.hide()
         self.facts.setText(_describe(entry))
+
+    def _show_computing(self) -> None:
+        """Show how it is computed, as soon as that is known."""
+        shared = self.session
+        self.precision.setCurrentText(shared.precision)
+        self.memory.setValue(shared.memory)
+        self.compiled.setChecked(shared.compiled)
+        if self.devices.currentData() != shared.device:
+            self._list_devices()
+        asked = (shared.chosen, shared.device, shared.precision, shared.memory)
+        if asked == self._told or shared.chosen is None:
+            return
+        self._told = asked
+
+        def tell(text: str) -> None:
+            if isalive(self) and asked == self._told:
+                self.computing.setText(text)
+
+        job = Job(call(partial(computing, shared)))
+        self._jobs.append(job)
+        job.returned.connect(tell)
+        job.errored.connect(lambda error: tell(f"⚠ {error}"))
+        job.finished.connect(partial(self._jobs.remove, job))
+        job.start()
 
     def _use_device(self, index: int) -> None:
         self.session.use_device(self.devices.itemData(index) or "auto")

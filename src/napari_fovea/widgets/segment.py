@@ -221,7 +221,6 @@ class SegmentDock(QWidget):
         return {
             **focus,
             "diameter": self.diameter.value() or None,
-            "device": self.session.device,
         }
 
     def run(self) -> None:
@@ -270,6 +269,7 @@ class SegmentDock(QWidget):
                 np.asarray(region.array),
                 shared.load(entry),
                 rgb=region.rgb,
+                device=shared.backend(),
                 preview_every=_REDRAW if live else None,
                 cancelled=cancelled,
                 **settings,
@@ -401,10 +401,15 @@ def _duration(seconds: float) -> str:
 def _python(note: dict[str, Any], made: dict[str, Any]) -> str:
     """Code that makes the same result from the same array."""
     settings = {k: v for k, v in made["settings"].items() if v is not None}
+    tiling = settings.pop("tiling", None)
     arguments = "".join(f", {k}={v!r}" for k, v in settings.items())
+    imports = "from napari_fovea import complete, segment\n"
+    if tiling is not None:
+        arguments += f", tiling=Tiling(**{tiling!r})"
+        imports += "from napari_fovea.inference import Tiling\n"
     axes = made["image"]["axes"]
     return (
-        "from napari_fovea import complete, segment\n"
+        f"{imports}"
         f"result = complete(segment(image, {note['model_file']!r}, axes={axes!r}"
         f"{arguments}))"
     )

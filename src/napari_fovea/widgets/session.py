@@ -1,4 +1,4 @@
-"""What all docks share: the model and the device that are in use."""
+"""What all docks share: the model in use, and where and how it computes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
     from pathlib import Path
 
+    from napari_fovea.device import Backend
     from napari_fovea.models import Entry, Model
 
 _KEPT = 3
@@ -18,7 +19,7 @@ _KEPT = 3
 
 
 class Session:
-    """The chosen model and device; tells when they change.
+    """The chosen model, device and the like; tells when they change.
 
     Docks point at a fixation of a focus path through ``pointed``.
 
@@ -30,6 +31,12 @@ class Session:
         The model in use.
     device : str
         ``"auto"`` or a device's name.
+    precision : str
+        ``"auto"``, or what networks compute in.
+    memory : float
+        GiB that features may take at most; 0 for half of what is free.
+    compiled : bool
+        Whether networks are compiled.
     """
 
     listed = Signal()
@@ -40,6 +47,9 @@ class Session:
         self.entries: tuple[Entry, ...] = ()
         self.chosen: Entry | None = None
         self.device = "auto"
+        self.precision = "auto"
+        self.memory = 0.0
+        self.compiled = False
         self.devices: tuple[str, ...] = ()
         self._kept: dict[tuple[Path, int], Model] = {}
         self._loading = Lock()
@@ -76,9 +86,22 @@ class Session:
 
     def use_device(self, device: str) -> None:
         """Compute elsewhere from the next run on."""
-        if device != self.device:
-            self.device = device
+        self.use(device=device)
+
+    def use(self, **changes: Any) -> None:
+        """Compute otherwise from the next run on; takes names of attributes."""
+        changed = {k: v for k, v in changes.items() if getattr(self, k) != v}
+        for name, value in changed.items():
+            setattr(self, name, value)
+        if changed:
             self.changed.emit()
+
+    def backend(self) -> Backend:
+        """Where and how to compute; call it in a job, since it imports torch."""
+        from napari_fovea.device import Backend
+
+        memory = int(self.memory * 2**30) or None
+        return Backend(self.device, self.precision, memory, self.compiled)
 
     def load(self, entry: Entry) -> Model:
         """Weights of a model; the last few are kept, so that a run starts at once.
@@ -105,7 +128,25 @@ def session() -> Session:
     global _session
     if _session is None:
         _session = Session()
+        follow_preferences(_session)
     return _session
+
+
+def follow_preferences(shared: Session) -> None:
+    """Compute as napari's preferences say, and as they come to say."""
+    from napari.settings import get_plugin_settings
+
+    try:
+        told: Any = get_plugin_settings("napari-fovea").computing  # type: ignore[attr-defined]
+    except KeyError:
+        return  # the plugin is used without its manifest
+    names = ("device", "precision", "memory", "compiled")
+
+    def read(_: Any = None) -> None:
+        shared.use(**{name: getattr(told, name) for name in names})
+
+    told.events.connect(read)
+    read()
 
 
 def survey() -> Generator[Any, None, tuple[tuple[Entry, ...], tuple[str, ...]]]:
@@ -115,3 +156,28 @@ def survey() -> Generator[Any, None, tuple[tuple[Entry, ...], tuple[str, ...]]]:
     from napari_fovea.models import entries
 
     return entries(), available()
+
+
+def computing(shared: Session) -> str:
+    """Tell for people how the chosen model is computed; for a job, as it tries devices.
+
+    Raises
+    ------
+    DeviceError
+        If the device in use is not there, or computes wrongly.
+    """
+    from napari_fovea import device as devices
+
+    backend, chosen = shared.backend(), shared.chosen
+    where = devices.pick(backend.device)
+    precision = backend.precision
+    if precision == "auto":
+        fast = str(devices.fast_precision(where)).removeprefix("torch.")
+        exact = fast == "float32" or (chosen is not None and chosen.focused)
+        precision = "float32" if exact else f"{fast} where it agrees with float32"
+    room = backend.allowance(where) / 2**30
+    lines = [f"{devices.describe(where)} · {precision} · up to {room:.1f} GiB"]
+    lines += [
+        f"⚠ {name} is skipped: it {why}" for name, why in devices.skipped().items()
+    ]
+    return "\n".join(lines)
