@@ -13,7 +13,7 @@ from torch.nn import functional
 from napari_fovea.device import ran_out
 from napari_fovea.images import resize
 from napari_fovea.inference.needs import LEAST, needs
-from napari_fovea.inference.reading import Seen, Step
+from napari_fovea.inference.reading import Choice, Seen, Step
 from napari_fovea.inference.retreat import CPU, exhausted
 from napari_fovea.inference.runner import Runner
 from napari_fovea.inference.stitching import Stitcher
@@ -91,6 +91,14 @@ class DenseReader:
             "tiling": None if tiling is None else asdict(tiling),
             "batch_size": batch_size,
         }
+
+    def choose(self, image: torch.Tensor) -> Choice:
+        """Choose how to read planes like one; see `Reader.choose`."""
+        if isinstance(self.model.config, PatchCenterConfig):
+            return Choice(self.runner.precision)
+        multiple = int(getattr(self.model.network, "multiple", 1))
+        tiling, _ = self._choose(image, multiple)
+        return Choice(self.runner.precision, tiling)
 
     def read(
         self,

@@ -10,7 +10,7 @@ import torch
 
 from napari_fovea.device import ran_out
 from napari_fovea.inference.needs import LEAST, needs
-from napari_fovea.inference.reading import Seen, Step
+from napari_fovea.inference.reading import Choice, Seen, Step
 from napari_fovea.inference.retreat import CPU, exhausted
 from napari_fovea.inference.runner import Runner
 from napari_fovea.inference.stitching import Stitcher
@@ -83,6 +83,12 @@ class DetectorReader:
     def settings(self) -> dict[str, Any]:
         """What it was told, or chose for the plane it has read last."""
         return {"tiling": None if self.tiling is None else asdict(self.tiling)}
+
+    def choose(self, image: torch.Tensor) -> Choice:
+        """Choose how to read planes like one; see `Reader.choose`."""
+        self.runner.settle(image, _objectness)
+        tiling = self.tiling or self._sized((image.shape[1], image.shape[2]))
+        return Choice(self.runner.precision, tiling)
 
     def read(
         self,

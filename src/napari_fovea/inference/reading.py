@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from napari_fovea.inference.runner import Runner
     from napari_fovea.inference.stitching import Patchwork
+    from napari_fovea.inference.tiles import Tiling
     from napari_fovea.retina import FocusPath
 
 
@@ -68,6 +69,22 @@ class Seen:
     attention: Mapping[str, Patchwork] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a reader has chosen for planes of a kind, so that others do the same.
+
+    Attributes
+    ----------
+    precision : str
+        Name of `device.PRECISIONS`.
+    tiling : Tiling or None
+        How planes are cut, by readers that cut them.
+    """
+
+    precision: str
+    tiling: Tiling | None = None
+
+
 class Reader(Protocol):
     """Runs one kind of network over planes.
 
@@ -86,6 +103,9 @@ class Reader(Protocol):
     @property
     def settings(self) -> dict[str, Any]:
         """What it was told, for the provenance."""
+
+    def choose(self, image: torch.Tensor) -> Choice:
+        """Choose how to read planes of the size and kind of one; see `read`."""
 
     def read(
         self,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from napari_fovea.errors import ModelError
-from napari_fovea.inference.reading import Seen, Step
+from napari_fovea.inference.reading import Choice, Seen, Step
 from napari_fovea.inference.scanning import (
     default_budget,
     gathered,
@@ -111,6 +111,10 @@ class RetinaReader:
             "budget": self.budget,
             "batch_size": self.batch_size,
         }
+
+    def choose(self, image: torch.Tensor) -> Choice:
+        """Choose how to read planes like one; see `Reader.choose`."""
+        return Choice(self.runner.precision)
 
     def read(
         self,

@@ -86,9 +86,14 @@ class Runner:
         return self._dtype or torch.float32
 
     @property
+    def precision(self) -> str:
+        """Name of what it computes in."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def told(self) -> dict[str, Any]:
         """How it was run, for the provenance."""
-        told: dict[str, Any] = {"precision": str(self.dtype).removeprefix("torch.")}
+        told: dict[str, Any] = {"precision": self.precision}
         if self._difference is not None:
             finite = math.isfinite(self._difference)
             told["precision_difference"] = (

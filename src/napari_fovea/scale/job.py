@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from napari_fovea.device import Backend
 from napari_fovea.errors import FoveaError
 from napari_fovea.inference import Started, segment
 from napari_fovea.models import Model
@@ -17,14 +18,18 @@ from napari_fovea.scale.store import Store, Written
 from napari_fovea.scale.work import Objects, objects_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from napari_fovea.inference.tiles import Tiling
     from napari_fovea.retina import Fusion, Policy
     from napari_fovea.scale.plan import Block, Plan
     from napari_fovea.scale.source import Source
+
+
+_NO_FACTS: Mapping[str, float | str] = {"fixations": 0, "seconds": 0, "recovered": ""}
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,8 @@ class Settings:
     budget: int | None = None
     diameter: float | None = None
     pixel_size: float | None = None
-    device: str = "auto"
+    device: Backend = field(default_factory=Backend)
+    tiling: Tiling | None = None
 
 
 @dataclass(frozen=True)
@@ -72,13 +78,13 @@ class Found:
     objects : Objects
         Its objects.
     facts : dict
-        Fixations and seconds.
+        Fixations, seconds, and what was done where memory ran out.
     """
 
     block: Block
     written: Written | None
     objects: Objects
-    facts: dict[str, float]
+    facts: Mapping[str, float | str]
 
 
 @dataclass(frozen=True)
@@ -155,7 +161,7 @@ class Job:
             nothing = np.zeros(pixels.shape[:2], np.int32)
             written = _background(block, classes) if self.probabilities else None
             objects = objects_of(nothing, block, self.plan)
-            return Found(block, written, objects, {"fixations": 0, "seconds": 0})
+            return Found(block, written, objects, _NO_FACTS)
         settings = self.settings
         share = math.prod(block.shape) / math.prod(self.plan.shape)
         budget = settings.budget and max(1, math.floor(settings.budget * share))
@@ -169,6 +175,7 @@ class Job:
             diameter=settings.diameter,
             pixel_size=settings.pixel_size,
             device=settings.device,
+            tiling=settings.tiling,
             blank=True,
             limits=self.limits,
             cancelled=cancelled,
@@ -196,6 +203,7 @@ class Job:
             {
                 "fixations": result.provenance["fixations"] or 0,
                 "seconds": time.perf_counter() - started,
+                "recovered": "; ".join(result.provenance["recovered"]),
             },
         )
 

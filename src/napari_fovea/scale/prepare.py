@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from napari_fovea.device import as_backend, pick
 from napari_fovea.errors import ImageError, OtherRunError, StoreError
+from napari_fovea.images import Planes, resize, to_tensor
 from napari_fovea.inference.provenance import provenance_of
+from napari_fovea.inference.reading import Choice
 from napari_fovea.inference.segmenting import reader_for
 from napari_fovea.inference.sizes import resizing
+from napari_fovea.inference.tiles import Tiling
 from napari_fovea.scale.identity import same_marks, what_decides
 from napari_fovea.scale.intensities import limits_of, marks_of
 from napari_fovea.scale.job import Job, Settings
@@ -17,11 +23,17 @@ from napari_fovea.scale.store import Store, look
 from napari_fovea.scale.work import Work
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
+    from napari_fovea.device import Backend
+    from napari_fovea.inference.reading import Reader
     from napari_fovea.models import Model
     from napari_fovea.scale.source import Level, Source
 
+_TRIED = 4  # blocks of which the one with most contrast tells how to compute
 _TOLERANCE = 1.1  # a level may show objects a little smaller than the model wants
 
 
@@ -45,6 +57,10 @@ class Prepared:
         Whether these are kept.
     provenance : dict
         What makes the result, as far as it is known now.
+    reader : Reader
+        Chooses how blocks are computed.
+    factor : float
+        By which they are resized.
     """
 
     source: Source
@@ -54,6 +70,8 @@ class Prepared:
     settings: Settings
     probabilities: bool
     provenance: dict[str, Any]
+    reader: Reader
+    factor: float
 
     @property
     def level(self) -> Level:
@@ -93,9 +111,15 @@ class Prepared:
                     "another name, or overwrite it."
                 )
             if told["complete"] or Work(path / ".work", self.plan).ready:
-                return self._job(path, told["limits"]), told
+                return self._job(path, told), told
         limits = limits_of(self.source, self.index, self.model)
-        record = {"plan": decides, "marks": marks, "limits": limits, "complete": False}
+        record = {
+            "plan": decides,
+            "marks": marks,
+            "limits": limits,
+            "computed": self._choose(limits),
+            "complete": False,
+        }
         Store.create(
             path,
             self.plan,
@@ -105,10 +129,47 @@ class Prepared:
             probabilities=self.probabilities,
             record=record,
         )
-        return self._job(path, limits), record
+        return self._job(path, record), record
 
-    def _job(self, path: Path, limits: tuple[float, float]) -> Job:
-        low, high = limits
+    def _choose(self, limits: tuple[float, float]) -> dict[str, Any]:
+        """Choose once, for all blocks, workers and times, how they are computed.
+
+        Memory that is free at another time, or what another block shows, would make
+        other tiles or another precision, and seams between blocks.
+        """
+        blocks = self._some_blocks()
+        if not blocks:
+            return asdict(Choice("float32"))
+        pixels = max(blocks, key=lambda block: float(block.std()))
+        height, width = (max(1, round(n * self.factor)) for n in pixels.shape[:2])
+        image = to_tensor(pixels, limits=limits, channels=self.model.channels)
+        return asdict(self.reader.choose(resize(image, (height, width))))
+
+    def _some_blocks(self) -> list[NDArray[np.generic]]:
+        """Read a few blocks, from end to end of the image."""
+        count = len(self.plan)
+        places = {(2 * i + 1) * count // (2 * _TRIED) for i in range(_TRIED)}
+        read = []
+        for block in (self.plan[index] for index in sorted(places)):
+            rows, columns = slice(*block.seen_rows), slice(*block.seen_columns)
+            try:
+                pixels = self.level.read(block.plane, rows, columns)
+            except Exception:  # that block will say so itself
+                continue
+            if pixels.dtype.kind != "f" or bool(np.isfinite(pixels).all()):
+                planes = Planes(pixels[None], (), "YX")
+                fitting = planes.for_network(self.model.channels, blank=True)
+                read.append(fitting.data[0])
+        return read
+
+    def _job(self, path: Path, record: Mapping[str, Any]) -> Job:
+        low, high = record["limits"]
+        chosen = record["computed"]
+        settings = replace(
+            self.settings,
+            device=replace(self.settings.device, precision=chosen["precision"]),
+            tiling=Tiling(**chosen["tiling"]) if chosen["tiling"] else None,
+        )
         return Job(
             self.source,
             self.index,
@@ -116,7 +177,7 @@ class Prepared:
             path,
             self.plan,
             (low, high),
-            self.settings,
+            settings,
             self.probabilities,
         )
 
@@ -128,7 +189,8 @@ def prepare(
     level: int | str,
     diameter: float | None,
     pixel_size: float | None,
-    device: str,
+    device: str | Backend,
+    workers: int,
     chunk: int | None,
     probabilities: bool,
     **focus: Any,
@@ -147,7 +209,11 @@ def prepare(
     sizes = _sizes(diameter, pixel_size, shrunk)
     factor = resizing(model, seen.plane, **sizes)
     scanned = tuple(max(1, round(n * factor)) for n in seen.plane)
-    reader = reader_for(model, device, (scanned[0], scanned[1]), **focus)
+    backend = as_backend(device)
+    if workers > 1 and backend.memory is None:
+        share = backend.allowance(pick(backend.device)) // workers
+        backend = replace(backend, memory=max(1, share))
+    reader = reader_for(model, backend, (scanned[0], scanned[1]), **focus)
     where = reader.runner.device
     plan = cut(seen.planes, seen.plane, halo=halo_of(model, factor), chunk=chunk)
     provenance = provenance_of(model, planes, where, settings=sizes | reader.settings)
@@ -165,8 +231,18 @@ def prepare(
         },
     }
     options: dict[str, Any] = focus | sizes
-    settings = Settings(device=device, **options)
-    return Prepared(source, index, model, plan, settings, probabilities, provenance)
+    settings = Settings(device=backend, **options)
+    return Prepared(
+        source,
+        index,
+        model,
+        plan,
+        settings,
+        probabilities,
+        provenance,
+        reader,
+        factor,
+    )
 
 
 def choose_level(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Generator, Iterator
 
+    from napari_fovea.device import Backend
     from napari_fovea.retina import Fusion, Policy
     from napari_fovea.scale.store import Store
 
@@ -40,7 +41,7 @@ def segment_large(
     policy: str | Policy | None = None,
     fusion: str | Fusion | None = None,
     budget: int | None = None,
-    device: str = "auto",
+    device: str | Backend = "auto",
     chunk: int | None = None,
     probabilities: bool = False,
     near: Place | Callable[[], Place] = None,
@@ -127,6 +128,7 @@ def segment_large(
             fusion=fusion,
             budget=budget,
             device=device,
+            workers=workers or 1,
             chunk=chunk,
             probabilities=probabilities,
         )

@@ -159,7 +159,9 @@ class Work:
     def _where(self, block: Block) -> tuple[Any, ...]:
         return block.plane, slice(*block.rows), slice(*block.columns)
 
-    def keep(self, block: Block, objects: Objects, facts: dict[str, float]) -> None:
+    def keep(
+        self, block: Block, objects: Objects, facts: Mapping[str, float | str]
+    ) -> None:
         """Note that a block is finished; it comes after all else of it is written."""
         self._array()[self._where(block)] = objects.core
         told = {f"fact_{k}": np.asarray(v) for k, v in facts.items()}
