@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from napari_fovea.inference import AttentionMap, Segmentation, complete, segment
     from napari_fovea.models import Model
     from napari_fovea.retina import FocusPath, RetinaGrid
+    from napari_fovea.scale import segment_large
 
 _HOMES = {
     "AttentionMap": "inference",
@@ -21,6 +22,7 @@ _HOMES = {
     "Segmentation": "inference",
     "complete": "inference",
     "segment": "inference",
+    "segment_large": "scale",
 }
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "Segmentation",
     "complete",
     "segment",
+    "segment_large",
 ]
 
 
