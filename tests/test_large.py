@@ -429,6 +429,27 @@ def test_what_is_not_ours_is_not_touched(
         run(own / "uncertainty", finder(), own, overwrite=True)
 
 
+def test_two_runs_do_not_write_the_same(tmp_path: Path, source: Path) -> None:
+    path = tmp_path / "out.zarr"
+    first = segment_large(source, finder(), path, chunk=64)
+    next(first)
+    with pytest.raises(StoreError, match="written by another run"):
+        run(source, finder(), path)
+    assert complete(first).objects
+    assert run(source, finder(), path).objects
+
+
+def test_a_block_whose_notes_are_damaged_is_told(tmp_path: Path, source: Path) -> None:
+    path = tmp_path / "out.zarr"
+    first = segment_large(source, finder(), path, chunk=64)
+    while not isinstance(next(first), Finished):
+        pass
+    first.close()
+    (path / ".work" / "blocks" / "0.npz").write_bytes(b"")
+    with pytest.raises(StoreError, match=r"0.npz is damaged .* delete it"):
+        run(source, finder(), path)
+
+
 def test_a_full_disk_stops_at_once_and_says_what_is_kept(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

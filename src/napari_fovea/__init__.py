@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     )
     from napari_fovea.models import Model
     from napari_fovea.retina import FocusPath, RetinaGrid
+    from napari_fovea.scale import segment_large
 
 _HOMES = {
     "AttentionMap": "inference",
@@ -28,6 +29,7 @@ _HOMES = {
     "complete": "inference",
     "segment": "inference",
     "segment_files": "inference",
+    "segment_large": "scale",
 }
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "complete",
     "segment",
     "segment_files",
+    "segment_large",
 ]
 
 

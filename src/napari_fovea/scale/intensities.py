@@ -49,14 +49,8 @@ def limits_of(source: Source, level: int, model: Model) -> tuple[float, float]:
     """
     seen = source.levels[level]
     if isinstance(seen.array, np.ndarray) and math.prod(seen.array.shape) <= _FITS:
-        parts = [seen.read(i, slice(None), slice(None)) for i in range(seen.planes)]
-        planes = seen.as_planes()
-        # One plane is not copied.
-        data = parts[0][None] if len(parts) == 1 else np.stack(parts)
-        whole = Planes(data, planes.lead, planes.axes)
-        low, high = model.normalisation.limits(
-            whole.for_network(model.channels, blank=True)
-        )
+        whole = seen.as_planes().for_network(model.channels, blank=True)
+        low, high = model.normalisation.limits(whole)
         if math.isfinite(low) and math.isfinite(high):
             return low, high
     enough = [x for x in source.levels[level:] if math.prod(x.plane) >= _SAMPLE]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from napari_fovea.device import Backend
     from napari_fovea.retina import Fusion, Policy
+    from napari_fovea.scale.job import Job
     from napari_fovea.scale.store import Store
 
     Place = tuple[float, ...] | None
@@ -138,42 +139,57 @@ def segment_large(
         if told["complete"]:
             yield Opened(path, run.shape, total, total, 1.0)
             return _result(path, told)
-        finished = job.store.work.finished()
-        tally = Tally(total, len(finished), _BLOCKS)
-        yield Opened(path, run.shape, total, len(finished), tally.fraction)
-        with _telling(path, tally):
-            todo = set(range(total)) - finished
-            asked = near if callable(near) else lambda: near
-            if workers is None and scheduler is None:
-                yield from blocks_here(
-                    job, todo, tally, near=asked, cancelled=cancelled
-                )
-            else:
-                from napari_fovea.scale.cluster import blocks_on_workers
-
-                yield from blocks_on_workers(
+        store = job.store
+        with _telling(path), store.work.held():
+            finished = store.work.finished()
+            tally = Tally(total, len(finished), _BLOCKS)
+            yield Opened(path, run.shape, total, len(finished), tally.fraction)
+            with _telling(path, tally):
+                blocks = _blocks(
                     job,
-                    todo,
+                    set(range(total)) - finished,
                     tally,
-                    near=asked,
+                    near=near if callable(near) else lambda: near,
                     cancelled=cancelled,
                     workers=workers,
                     scheduler=scheduler,
                 )
-            objects = None
-            if tally.done + len(tally.failures) == total:
-                objects = yield from _joined(job.store, cancelled)
-            record = _record(
-                job.store,
-                run.provenance,
-                tally,
-                objects,
-                focused=isinstance(model.config, RetinaConfig),
-                limits=job.limits,
-            )
-            complete = objects is not None and not tally.failures
-            job.store.finish(record, complete=complete)
+                yield from blocks
+                objects = None
+                if tally.done + len(tally.failures) == total:
+                    objects = yield from _joined(store, cancelled)
+                record = _record(
+                    store,
+                    run.provenance,
+                    tally,
+                    objects,
+                    focused=isinstance(model.config, RetinaConfig),
+                    limits=job.limits,
+                    precision=job.settings.device.precision,
+                )
+                store.tell(record)
+        if record["complete"]:
+            store.clear()
         return _result(path, record, tally)
+
+
+def _blocks(
+    job: Job,
+    todo: set[int],
+    tally: Tally,
+    *,
+    workers: int | None,
+    scheduler: str | None,
+    **how: Any,
+) -> Generator[Event, None, None]:
+    """Segment blocks here, or wherever they are to be."""
+    if workers is None and scheduler is None:
+        return blocks_here(job, todo, tally, **how)
+    from napari_fovea.scale.cluster import blocks_on_workers
+
+    return blocks_on_workers(
+        job, todo, tally, workers=workers, scheduler=scheduler, **how
+    )
 
 
 def _joined(
@@ -204,18 +220,26 @@ def _record(
     *,
     focused: bool,
     limits: tuple[float, float],
+    precision: str,
 ) -> dict[str, Any]:
     """Tell what the store is to say of the run, ready for JSON."""
     fixations, seconds, finished = 0, 0.0, store.work.finished()
+    recovered: dict[str, None] = {}
     for index in finished:
-        looks, took = store.work.read(index, "fact_fixations", "fact_seconds")
+        looks, took, steps = store.work.read(
+            index, "fact_fixations", "fact_seconds", "fact_recovered"
+        )
         fixations, seconds = fixations + int(looks), seconds + float(took)
+        recovered |= dict.fromkeys(filter(None, str(steps).split("; ")))
     return {
         "shape": list(store.array("labels/classes").shape),
         "objects": objects,
+        "complete": objects is not None and not tally.failures,
         "provenance": provenance
         | {
             "limits": list(limits),
+            "precision": precision,
+            "recovered": list(recovered),
             "fixations": fixations if focused else None,
             "cancelled": objects is None,
             "seconds": round(seconds, 3),

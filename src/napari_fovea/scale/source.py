@@ -109,10 +109,18 @@ class Level:
         return pixels if "C" in left else pixels[..., None]
 
     def as_planes(self) -> Planes:
-        """Stand in for the image where only shape and type matter; it holds zeros."""
-        zero = np.zeros((), np.dtype(self.array.dtype))
-        shape = (self.planes, *self.plane, self.channels)
-        return Planes(np.broadcast_to(zero, shape), self.lead, self.axes)
+        """Lay out an array that is in memory, unchecked.
+
+        Of any other image, one of zeros that takes no memory stands in, for where
+        only shape and type matter.
+        """
+        array = self.array
+        if not isinstance(array, np.ndarray):
+            zero = np.zeros((), np.dtype(array.dtype))
+            array = np.broadcast_to(zero, array.shape)
+        data = array.transpose([self.axes.index(a) for a in AXES if a in self.axes])
+        data = data if "C" in self.axes else data[..., None]
+        return Planes(data.reshape(-1, *data.shape[-3:]), self.lead, self.axes)
 
 
 @dataclass(frozen=True)

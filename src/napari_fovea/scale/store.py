@@ -202,22 +202,15 @@ class Store:
                 small.astype(array.dtype, copy=False)
             )
 
-    def finish(self, record: Mapping[str, Any], *, complete: bool) -> None:
-        """Tell what was made, and clear away what is needed no more.
+    def tell(self, record: Mapping[str, Any]) -> None:
+        """Keep what is known of the run, ready for JSON, in the attributes."""
+        self._group.attrs[KEY] = {**self.record, **record}
 
-        Parameters
-        ----------
-        record : mapping
-            What is known of the run, ready for JSON.
-        complete : bool
-            Whether all blocks are there: nothing is left to be done.
-        """
-        told = {**self.record, **record, "complete": complete}
-        self._group.attrs[KEY] = told
-        if complete:
-            self.work.remove()
-            for half in self.path.rglob("*.partial"):  # of a process that was killed
-                half.unlink(missing_ok=True)
+    def clear(self) -> None:
+        """Remove what is needed no more, once nothing is left to be done."""
+        self.work.remove()
+        for half in self.path.rglob("*.partial"):  # of a process that was killed
+            half.unlink(missing_ok=True)
 
 
 def look(path: Path) -> dict[str, Any] | None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 import shutil
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from napari_fovea.errors import StoreError
 from napari_fovea.files import replacing
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -139,6 +142,28 @@ class Work:
     def ready(self) -> bool:
         """Whether it is there."""
         return (self.path / "blocks").is_dir()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other runs away.
+
+        Raises
+        ------
+        StoreError
+            If another run is at work here.
+        """
+        lock = FileLock(self.path / "lock", timeout=0, thread_local=False)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise StoreError(
+                f"{self.path.parent} is being written by another run; expected to be "
+                "the only one: wait for it, or choose another name."
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def finished(self) -> set[int]:
         """Tell which blocks need not be done again."""
