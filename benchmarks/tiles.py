@@ -43,44 +43,25 @@ def main() -> None:
     reader = DenseReader(model, backend)
     complete(reader.read(plane[:, :512, :512]))  # settles precision, measures needs
 
-    def tiles() -> float:
-        started = time.perf_counter()
-        complete(reader.read(plane))
-        return time.perf_counter() - started
-
-    seconds = [tiles()]
-    runner, tiling = reader.runner, reader.settings["tiling"]
+    runner = reader.runner
     multiple = int(getattr(model.network, "multiple", 1))
+    tiled, bare = [], []
+    for _ in range(arguments.repeats):
+        seconds, pieces = measure(reader, plane, multiple=multiple)
+        tiled.append(seconds)
+        bare.append(pieces)
     size = tile_side(arguments.side, reader, multiple=multiple)
-
-    def bare() -> float:
-        pieces = arguments.side**2 / size**2
-        started = time.perf_counter()
-        done = 0
-        for y in range(0, arguments.side - size + 1, size):
-            for x in range(0, arguments.side - size + 1, size):
-                piece = plane[None, :, y : y + size, x : x + size].to(runner.device)
-                runner.loaded.run(piece, runner.dtype)
-                done += 1
-        synchronise(runner)
-        # Pieces seldom divide the plane: their rate is what counts.
-        return (time.perf_counter() - started) * pieces / done
-
-    bares = [bare()]
-    for _ in range(arguments.repeats - 1):  # turn by turn, on the same machine
-        seconds.append(tiles())
-        bares.append(bare())
     need = needs(model.network, runner.dtype, multiple=multiple)
     tell(
         "tiles",
         {
             "model": model.name,
             "shape": (arguments.side, arguments.side),
-            "bare_network_over_tiles": round(min(bares) / min(seconds), 3),
-            "tiles_seconds": round(min(seconds), 2),
-            "bare_seconds": round(min(bares), 2),
+            "bare_network_over_tiles": round(min(bare) / min(tiled), 3),
+            "tiles_seconds": round(min(tiled), 2),
+            "bare_seconds": round(min(bare), 2),
             "tile": size,
-            "tiling": tiling,
+            "tiling": reader.settings["tiling"],
             "batch_size": reader.settings["batch_size"],
             **runner.told,
             "device": str(runner.device),
@@ -88,6 +69,33 @@ def main() -> None:
             "free_gib": round(free_memory(runner.device) / 2**30, 1),
         },
     )
+
+
+def measure(
+    reader: DenseReader, plane: torch.Tensor, *, multiple: int
+) -> tuple[float, float]:
+    """Read a plane; after each step run the bare network on a piece, and time both.
+
+    Turn by turn, so that both see the same machine. Pieces seldom divide the plane:
+    what they take is told for as many pixels as it has.
+    """
+    runner, side = reader.runner, plane.shape[1]
+    run = reader.read(plane)
+    tiled, bare = 0.0, []
+    while True:
+        started = time.perf_counter()
+        try:
+            next(run)
+        except StopIteration:
+            return tiled + time.perf_counter() - started, sum(bare) / len(bare)
+        tiled += time.perf_counter() - started
+        size = tile_side(side, reader, multiple=multiple)
+        top, left = (int(x) * (side - size) for x in torch.randint(2, (2,)))
+        piece = plane[None, :, top : top + size, left : left + size]
+        started = time.perf_counter()
+        runner.loaded.run(piece.to(runner.device), runner.dtype)
+        synchronise(runner)
+        bare.append((time.perf_counter() - started) * side**2 / size**2)
 
 
 def tissue(side: int) -> torch.Tensor:
