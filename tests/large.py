@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,12 +11,19 @@ import zarr
 from scipy import ndimage
 from torch import nn
 
+from napari_fovea import segment_large as segment_in_blocks
+from napari_fovea.device import Backend
 from napari_fovea.models import Model
 from napari_fovea.networks import MaskRCNNConfig, build
 from napari_fovea.networks.mask_rcnn import Detections
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+# What is compared has to be exact.
+EXACT = Backend("cpu", precision="float32")
+segment_large = partial(segment_in_blocks, device=EXACT)
 
 
 class Bright(nn.Module):

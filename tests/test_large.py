@@ -13,7 +13,7 @@ import zarr
 
 from conftest import tiny_model
 from following import followed
-from large import dense, discs, finder, partition, stored
+from large import EXACT, dense, discs, finder, partition, segment_large, stored
 from napari_fovea import complete, segment
 from napari_fovea.errors import FoveaError, ImageError, ModelError, StoreError
 from napari_fovea.scale import (
@@ -22,7 +22,6 @@ from napari_fovea.scale import (
     Opened,
     Segmenting,
     open_source,
-    segment_large,
 )
 from napari_fovea.scale.store import Store
 from napari_fovea.scale.work import Work
@@ -47,6 +46,7 @@ def source(tmp_path: Path, image: np.ndarray) -> Path:
 
 
 def run(source: Any, model: Any, path: Path, **how: Any) -> LargeResult:
+    how = {"device": EXACT} | how
     result: LargeResult = complete(segment_large(source, model, path, chunk=64, **how))
     return result
 
@@ -67,7 +67,7 @@ def same(a: LargeResult, b: LargeResult) -> None:
 
 def test_blocks_give_what_the_whole_gives(tmp_path: Path, image: np.ndarray) -> None:
     model = dense()
-    expected = complete(segment(image, model))
+    expected = complete(segment(image, model, device=EXACT))
     result = run(image, model, tmp_path / "out.zarr", probabilities=True)
     # The network sees no further than the halo, so nothing differs but rounding.
     np.testing.assert_allclose(
@@ -80,8 +80,10 @@ def test_blocks_give_what_the_whole_gives(tmp_path: Path, image: np.ndarray) -> 
     told = json.loads(json.dumps(result.provenance))
     made = expected.provenance
     assert set(made) <= set(told)
-    for key in ("model", "system", "classes", "settings", "image", "device"):
+    for key in ("model", "system", "classes", "image", "device", "precision"):
         assert told[key] == made[key]
+    for key in ("tiling", "diameter", "pixel_size"):
+        assert told["settings"][key] == made["settings"][key]
     assert told["limits"] == list(model.normalisation.limits(open_planes(image)))
     assert told["blocks"]["count"] == told["finished"] == BLOCKS
 

@@ -15,10 +15,10 @@ import torch
 from distributed import LocalCluster
 
 from following import followed
-from large import dense, discs, stored
+from large import dense, discs, segment_large, stored
 from napari_fovea import complete
 from napari_fovea.errors import ClusterError, StoreError
-from napari_fovea.scale import Finished, cluster, segment_large
+from napari_fovea.scale import Finished, cluster
 from napari_fovea.scale.store import Store
 
 if TYPE_CHECKING:

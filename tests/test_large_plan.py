@@ -93,7 +93,7 @@ def test_blocks_of_large_images_are_about_as_large_as_each_other(side: int) -> N
 
 def test_every_kind_of_model_sees_far_enough() -> None:
     assert halo_of(tiny_model(), 1) == 32
-    assert halo_of(dense(), 1) == 128
+    assert halo_of(dense(), 1) == 96
     assert halo_of(finder(), 1) == 96
     assert halo_of(finder(), 0.5) == 192
     assert halo_of(tiny_model(), 0.1) == 320

@@ -130,6 +130,12 @@ class Job:
         """The model, loaded in this process."""
         return self.model if isinstance(self.model, Model) else Model.load(self.model)
 
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """Settings that were not asked for but chosen, if there are any."""
+        tiling = self.settings.tiling
+        return {"tiling": asdict(tiling)} if tiling is not None else {}
+
     def read(self, block: Block) -> NDArray[np.generic]:
         """Read what a block sees, shape (h, w, C)."""
         level = self.source.levels[self.level]

@@ -164,8 +164,7 @@ def segment_large(
                     tally,
                     objects,
                     focused=isinstance(model.config, RetinaConfig),
-                    limits=job.limits,
-                    precision=job.settings.device.precision,
+                    job=job,
                 )
                 store.tell(record)
         if record["complete"]:
@@ -219,8 +218,7 @@ def _record(
     objects: int | None,
     *,
     focused: bool,
-    limits: tuple[float, float],
-    precision: str,
+    job: Job,
 ) -> dict[str, Any]:
     """Tell what the store is to say of the run, ready for JSON."""
     fixations, seconds, finished = 0, 0.0, store.work.finished()
@@ -237,8 +235,9 @@ def _record(
         "complete": objects is not None and not tally.failures,
         "provenance": provenance
         | {
-            "limits": list(limits),
-            "precision": precision,
+            "settings": provenance["settings"] | job.chosen,
+            "limits": list(job.limits),
+            "precision": job.settings.device.precision,
             "recovered": list(recovered),
             "fixations": fixations if focused else None,
             "cancelled": objects is None,
