@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import zarr
 from typer.testing import CliRunner
@@ -56,6 +61,30 @@ def test_a_large_image_is_segmented_resumed_and_replaced(
     replaced = call(source, *options, "--probabilities", "--overwrite", "--level", 0)
     assert replaced.exit_code == 0, replaced.output
     assert "probabilities" in zarr.open_group(out, mode="r")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_a_command_that_is_killed_goes_on(tmp_path: Path, model: Path) -> None:
+    source = stored(tmp_path / "in.zarr", discs((160, 220))[0])
+    killed, whole = tmp_path / "killed.zarr", tmp_path / "whole.zarr"
+    options = [source, "--model", model, "--chunk", 32, "--output"]
+    command = [sys.executable, "-m", "napari_fovea.cli", "segment"]
+    process = subprocess.Popen([*command, *map(str, [*options, killed])])
+    while process.poll() is None:
+        if len(list(killed.glob(".work/blocks/[0-9]*"))) > 2:
+            process.kill()
+            process.wait()
+        time.sleep(0.01)
+    assert process.returncode == -signal.SIGKILL
+    done = call(*options, killed)
+    assert done.exit_code == 0, done.output
+    assert "of an earlier run: going on" in done.stdout
+    assert call(*options, whole).exit_code == 0
+    for name in ("labels/classes/0", "labels/instances/0", "uncertainty/0"):
+        a, b = (zarr.open_group(p, mode="r")[name][...] for p in (killed, whole))
+        np.testing.assert_array_equal(a, b)
+    assert not any(killed.rglob("*.partial"))
+    assert not (killed / ".work").exists()
 
 
 @pytest.mark.parametrize(

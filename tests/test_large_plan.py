@@ -13,13 +13,17 @@ from scipy import ndimage
 from conftest import tiny_model
 from large import dense, finder, partition
 from napari_fovea.errors import ImageError
-from napari_fovea.inference import complete
+from napari_fovea.inference import Tiling, complete
+from napari_fovea.inference.detect import TILING
+from napari_fovea.inference.tiles import plan_tiles
 from napari_fovea.scale import Plan, cut, joining, shrinking
-from napari_fovea.scale.plan import halo_of
+from napari_fovea.scale.plan import chunk_of, halo_of
 from napari_fovea.scale.work import Work, objects_of
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from napari_fovea.models import Model
 
 SHAPES = st.tuples(st.integers(1, 300), st.integers(1, 300))
 
@@ -80,15 +84,30 @@ def test_blocks_near_a_place_come_first() -> None:
 
 
 @pytest.mark.parametrize("side", [2000, 20_000, 100_000])
-def test_blocks_of_large_images_are_about_as_large_as_each_other(side: int) -> None:
+def test_the_result_is_shrunk_until_a_plane_can_be_seen_at_once(side: int) -> None:
     plan = cut(1, (side, side), halo=96)
-    rows, _ = plan.grid
-    assert rows == -(-side // 2048)
-    assert plan[len(plan) - 1].shape[0] > 0.8 * plan.core[0]
-    assert side >> (plan.levels - 1) <= 2 * max(512, side >> 5)
+    assert plan.grid == (-(-side // 2048),) * 2
+    assert side >> (plan.levels - 1) <= max(512, side >> 5)
     assert plan.core[0] % 2 ** (plan.levels - 1) == 0
     with pytest.raises(ImageError, match="32 pixels or more"):
         cut(1, (99, 99), halo=32, chunk=31)
+
+
+@pytest.mark.parametrize("model", [finder(), dense()])
+@pytest.mark.parametrize("factor", [0.5, 1, 2])
+def test_cores_and_halos_are_as_wide_as_whole_tiles(
+    model: Model, factor: float
+) -> None:
+    tiling = TILING if model.name == "bright" else Tiling()
+    halo = halo_of(model, factor)
+    core = chunk_of(model, factor, halo)
+    assert 512 <= core <= 2048
+
+    def tiles(side: int) -> int:
+        return len(plan_tiles(round((side + 2 * halo) * factor), tiling))
+
+    assert tiles(core) < tiles(core + 64)
+    assert chunk_of(tiny_model(), factor, 32) == 2048
 
 
 def test_every_kind_of_model_sees_far_enough() -> None:

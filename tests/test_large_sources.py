@@ -312,6 +312,7 @@ def _broken_tiff(folder: Path) -> Path:
         (lambda folder: folder / "missing.tif", "is no file"),
         (lambda _: np.array(["a"]), "expected numbers"),
         (lambda _: da.zeros((0, 4)), "is empty"),
+        (lambda _: [], "is empty"),
     ],
 )
 def test_what_is_no_image_gets_one_sentence(

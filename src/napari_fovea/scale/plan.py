@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from napari_fovea.models import Model
 
 CHUNK = 2048
-"""Side of a core in pixels, at most."""
+"""Side of a core in pixels, at most, unless the user says otherwise."""
 
 _STEP = 32  # networks pool by it, and results are shrunk by it, without a remainder
 _LEAST_HALO = 64
@@ -185,10 +185,8 @@ class Plan:
         return min(among, key=distance)
 
 
-def cut(
-    planes: int, shape: tuple[int, int], *, halo: int, chunk: int | None = None
-) -> Plan:
-    """Cut planes into blocks about as large as each other.
+def cut(planes: int, shape: tuple[int, int], *, halo: int, chunk: int = CHUNK) -> Plan:
+    """Cut planes into blocks.
 
     Parameters
     ----------
@@ -198,27 +196,49 @@ def cut(
         Height and width of each.
     halo : int
         Pixels around a core that are seen too.
-    chunk : int, optional
-        Side of a core, at most; 2048 by default.
+    chunk : int
+        Side of a core, at most.
 
     Raises
     ------
     ImageError
         If the side is smaller than 32 pixels.
     """
-    chunk = CHUNK if chunk is None else chunk
     if chunk < _STEP:
         raise ImageError(
             f"The side of a block is {chunk}; expected {_STEP} pixels or more, such as "
             f"{CHUNK}."
         )
-    height, width = (_side(n, chunk // _STEP * _STEP) for n in shape)
+    most = chunk // _STEP * _STEP
+    height, width = (min(most, -(-n // _STEP) * _STEP) for n in shape)
     return Plan(planes, shape, (height, width), halo)
 
 
-def _side(length: int, most: int) -> int:
-    each = length / -(-length // most)
-    return math.ceil(each / _STEP) * _STEP
+def chunk_of(model: Model, factor: float, halo: int) -> int:
+    """Tell the side of cores that suits a model.
+
+    A model that reads tiles should not read one for a few pixels that are left over,
+    so core and halos are as wide as whole tiles.
+
+    Parameters
+    ----------
+    model : Model
+        Its kind tells how it reads.
+    factor : float
+        By which the image is resized for it.
+    halo : int
+        Image pixels around a core.
+    """
+    config = model.config
+    if isinstance(config, RetinaConfig | PatchCenterConfig):
+        return CHUNK
+    tiling = TILING if isinstance(config, MaskRCNNConfig) else default_tiling(model)
+    stride = tiling.size - tiling.overlap
+    more = math.floor(((CHUNK + 2 * halo) * factor - tiling.size) / stride)
+    if more < 0:  # a tile sees it all
+        return CHUNK
+    fitting = math.floor((tiling.size + more * stride) / factor) - 2 * halo
+    return fitting // _STEP * _STEP if fitting >= CHUNK // 4 else CHUNK
 
 
 def halo_of(model: Model, factor: float) -> int:

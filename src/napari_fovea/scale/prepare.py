@@ -18,7 +18,7 @@ from napari_fovea.inference.tiles import Tiling
 from napari_fovea.scale.identity import same_marks, what_decides
 from napari_fovea.scale.intensities import limits_of, marks_of
 from napari_fovea.scale.job import Job, Settings
-from napari_fovea.scale.plan import Plan, cut, halo_of
+from napari_fovea.scale.plan import Plan, chunk_of, cut, halo_of
 from napari_fovea.scale.store import Store, look
 from napari_fovea.scale.work import Work
 
@@ -215,7 +215,9 @@ def prepare(
         backend = replace(backend, memory=max(1, share))
     reader = reader_for(model, backend, (scanned[0], scanned[1]), **focus)
     where = reader.runner.device
-    plan = cut(seen.planes, seen.plane, halo=halo_of(model, factor), chunk=chunk)
+    halo = halo_of(model, factor)
+    chunk = chunk_of(model, factor, halo) if chunk is None else chunk
+    plan = cut(seen.planes, seen.plane, halo=halo, chunk=chunk)
     provenance = provenance_of(model, planes, where, settings=sizes | reader.settings)
     provenance |= {
         "resized_by": factor,

@@ -84,7 +84,8 @@ def segment_large(
     budget : int, optional
         Most fixations per plane, shared among blocks by their areas.
     chunk : int, optional
-        Side of a block in pixels, at most; 2048 by default.
+        Side of a block in pixels, at most; by default 2048, or less where whole tiles
+        of the model fit better.
     probabilities : bool
         Whether class probabilities are kept too, as 16-bit floats.
     near : tuple of float or callable, optional

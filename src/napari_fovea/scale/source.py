@@ -139,6 +139,8 @@ class Source:
         Units of axes by letter, where they are known.
     path : Path or None
         Where it was opened.
+    close : callable
+        Closes the file, if there is one.
     """
 
     name: str
@@ -211,7 +213,8 @@ def open_source(image: Any, *, axes: str | None = None) -> Source:
         return _open_path(Path(image), axes)
     if isinstance(image, zarr.Group):
         return _of_group(image, str(image.store_path), axes)
-    if isinstance(image, Sequence) and all(hasattr(a, "shape") for a in image):
+    levels = isinstance(image, Sequence) and len(image) > 0
+    if levels and all(hasattr(a, "shape") for a in image):
         return of_arrays("the pyramid", list(image), axes)
     array = image if hasattr(image, "shape") else np.asarray(image)
     return of_arrays("the array", [array], axes)
