@@ -100,19 +100,26 @@ def test_cores_and_halos_are_as_wide_as_whole_tiles(
 ) -> None:
     tiling = TILING if model.name == "bright" else Tiling()
     halo = halo_of(model, factor)
-    core = chunk_of(model, factor, halo)
+    core = chunk_of(model, factor, halo, side=None)
     assert 512 <= core <= 2048
 
     def tiles(side: int) -> int:
         return len(plan_tiles(round((side + 2 * halo) * factor), tiling))
 
     assert tiles(core) < tiles(core + 64)
-    assert chunk_of(tiny_model(), factor, 32) == 2048
+    assert chunk_of(tiny_model(), factor, 32, side=None) == 2048
+
+
+def test_a_core_with_its_halo_is_a_tile_that_fits() -> None:
+    assert chunk_of(dense(), 1, 64, side=900) == 768
+    assert chunk_of(dense(), 1, 64, side=4096) == 2048
+    assert chunk_of(dense(), 1, 64, side=256) == 512
+    assert chunk_of(dense(), 2, 64, side=2000) == 864
 
 
 def test_every_kind_of_model_sees_far_enough() -> None:
     assert halo_of(tiny_model(), 1) == 32
-    assert halo_of(dense(), 1) == 96
+    assert halo_of(dense(), 1) == 64
     assert halo_of(finder(), 1) == 96
     assert halo_of(finder(), 0.5) == 192
     assert halo_of(tiny_model(), 0.1) == 320

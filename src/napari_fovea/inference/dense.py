@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
-from napari_fovea.device import ran_out
+from napari_fovea.device import PRECISIONS, fast_precision, ran_out
 from napari_fovea.images import resize
 from napari_fovea.inference.needs import LEAST, needs
 from napari_fovea.inference.reading import Choice, Seen, Step
@@ -91,6 +91,24 @@ class DenseReader:
             "tiling": None if tiling is None else asdict(tiling),
             "batch_size": batch_size,
         }
+
+    @property
+    def largest(self) -> int | None:
+        """Side of the largest tile that memory has room for.
+
+        None where tiles are of a size of their own: the model's, or as was asked for.
+        """
+        if self._asked[0] is not None or self.model.scan.get("tile"):
+            return None
+        if isinstance(self.model.config, PatchCenterConfig):
+            return None
+        runner = self.runner
+        multiple = int(getattr(self.model.network, "multiple", 1))
+        # Whether 16 bits are good enough is not known yet; mostly they are.
+        asked = PRECISIONS.get(runner.backend.precision)
+        dtype = asked or fast_precision(runner.device)
+        need = needs(self.model.network, dtype, multiple=multiple)
+        return need.side(runner.backend.allowance(runner.device), multiple=multiple)
 
     def choose(self, image: torch.Tensor) -> Choice:
         """Choose how to read planes like one; see `Reader.choose`."""

@@ -214,11 +214,11 @@ def cut(planes: int, shape: tuple[int, int], *, halo: int, chunk: int = CHUNK) -
     return Plan(planes, shape, (height, width), halo)
 
 
-def chunk_of(model: Model, factor: float, halo: int) -> int:
+def chunk_of(model: Model, factor: float, halo: int, *, side: int | None) -> int:
     """Tell the side of cores that suits a model.
 
     A model that reads tiles should not read one for a few pixels that are left over,
-    so core and halos are as wide as whole tiles.
+    so core and halos are as wide as whole tiles, or as one that fits into memory.
 
     Parameters
     ----------
@@ -228,10 +228,16 @@ def chunk_of(model: Model, factor: float, halo: int) -> int:
         By which the image is resized for it.
     halo : int
         Image pixels around a core.
+    side : int or None
+        Side of the largest tile that fits into memory, for models that read whole
+        what they can.
     """
     config = model.config
     if isinstance(config, RetinaConfig | PatchCenterConfig):
         return CHUNK
+    if side is not None:
+        most = math.floor(side / factor) - 2 * halo
+        return max(CHUNK // 4, min(CHUNK, most)) // _STEP * _STEP
     tiling = TILING if isinstance(config, MaskRCNNConfig) else default_tiling(model)
     stride = tiling.size - tiling.overlap
     more = math.floor(((CHUNK + 2 * halo) * factor - tiling.size) / stride)
@@ -253,11 +259,10 @@ def halo_of(model: Model, factor: float) -> int:
     """
     config = model.config
     if isinstance(config, RetinaConfig | PatchCenterConfig):
-        reach = config.d
+        reach = int(getattr(model.network, "reach", config.d))
     elif isinstance(config, MaskRCNNConfig):
         reach = TILING.halo
     else:
-        tiling = default_tiling(model)
-        reach = max(_LEAST_HALO, tiling.halo + tiling.blend)
+        reach = max(_LEAST_HALO, default_tiling(model).halo)
     pixels = max(reach, model.object_diameter or 0) / factor
     return math.ceil(pixels / _STEP) * _STEP

@@ -10,6 +10,7 @@ import numpy as np
 from napari_fovea.device import as_backend, pick
 from napari_fovea.errors import ImageError, OtherRunError, StoreError
 from napari_fovea.images import Planes, resize, to_tensor
+from napari_fovea.inference.dense import DenseReader
 from napari_fovea.inference.provenance import provenance_of
 from napari_fovea.inference.reading import Choice
 from napari_fovea.inference.segmenting import reader_for
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from napari_fovea.models import Model
     from napari_fovea.scale.source import Level, Source
 
+_FEATURES = 2**30  # bytes that they take on a CPU: all else takes as much again
 _TRIED = 4  # blocks of which the one with most contrast tells how to compute
 _TOLERANCE = 1.1  # a level may show objects a little smaller than the model wants
 
@@ -98,7 +100,6 @@ class Prepared:
         StoreError
             If the folder holds something else.
         """
-        _check_apart(self.source, path)
         settings = self.provenance["settings"] | {"probabilities": self.probabilities}
         told = look(path)
         decides = what_decides(self.model, self.level, self.plan, settings)
@@ -117,6 +118,7 @@ class Prepared:
             "plan": decides,
             "marks": marks,
             "limits": limits,
+            "core": self.plan.core,
             "computed": self._choose(limits),
             "complete": False,
         }
@@ -192,6 +194,7 @@ def prepare(
     device: str | Backend,
     workers: int,
     chunk: int | None,
+    core: tuple[int, int] | None,
     probabilities: bool,
     **focus: Any,
 ) -> Prepared:
@@ -210,14 +213,21 @@ def prepare(
     factor = resizing(model, seen.plane, **sizes)
     scanned = tuple(max(1, round(n * factor)) for n in seen.plane)
     backend = as_backend(device)
-    if workers > 1 and backend.memory is None:
-        share = backend.allowance(pick(backend.device)) // workers
-        backend = replace(backend, memory=max(1, share))
+    if backend.memory is None:
+        place = pick(backend.device)
+        share = backend.allowance(place) // workers
+        most = _FEATURES if place.type == "cpu" else share
+        backend = replace(backend, memory=max(1, min(share, most)))
     reader = reader_for(model, backend, (scanned[0], scanned[1]), **focus)
     where = reader.runner.device
     halo = halo_of(model, factor)
-    chunk = chunk_of(model, factor, halo) if chunk is None else chunk
-    plan = cut(seen.planes, seen.plane, halo=halo, chunk=chunk)
+    if chunk is None and core is not None:
+        # What an earlier run has chosen, when there was more or less memory.
+        plan = Plan(seen.planes, seen.plane, core, halo)
+    else:
+        side = reader.largest if isinstance(reader, DenseReader) else None
+        chunk = chunk or chunk_of(model, factor, halo, side=side)
+        plan = cut(seen.planes, seen.plane, halo=halo, chunk=chunk)
     provenance = provenance_of(model, planes, where, settings=sizes | reader.settings)
     provenance |= {
         "resized_by": factor,
@@ -305,7 +315,7 @@ def _sizes(
     }
 
 
-def _check_apart(source: Source, path: Path) -> None:
+def check_apart(source: Source, path: Path) -> None:
     """Raise StoreError if the result would take the place of the image."""
     if source.path is None:
         return

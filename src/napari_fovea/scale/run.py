@@ -11,9 +11,10 @@ from napari_fovea.models import Model
 from napari_fovea.networks import RetinaConfig
 from napari_fovea.scale import joining
 from napari_fovea.scale.here import blocks_here
-from napari_fovea.scale.prepare import prepare
+from napari_fovea.scale.prepare import check_apart, prepare
 from napari_fovea.scale.result import Event, Joining, LargeResult, Opened, Tally
 from napari_fovea.scale.source import Source, open_source
+from napari_fovea.scale.store import look
 
 if TYPE_CHECKING:
     import os
@@ -120,6 +121,10 @@ def segment_large(
         model = Model.load(model)
     own = isinstance(source, Source)  # and stays open
     with nullcontext(source) if own else open_source(source, axes=axes) as opened:
+        check_apart(opened, path)
+        with _telling(path):
+            left = None if overwrite else look(path)
+        core = (left or {}).get("core")
         run = prepare(
             opened,
             model,
@@ -132,6 +137,7 @@ def segment_large(
             device=device,
             workers=workers or 1,
             chunk=chunk,
+            core=(int(core[0]), int(core[1])) if core else None,
             probabilities=probabilities,
         )
         total = len(run.plan)
