@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from napari_fovea.scale.result import Finished, Tally
 
 _PATIENCE = 10  # seconds for a scheduler and its first worker
+_STARTING = 60  # seconds for workers of our own: a busy machine is slow to start them
 _ATTEMPTS = 10  # deaths of workers over one block until it is left out
 _AHEAD = 2  # blocks given to each thread of a worker, so that none has to wait
 _TICK = 0.5  # seconds between two looks at whether it was cancelled
@@ -207,7 +208,8 @@ def _connected(
         try:
             client = Client(target, timeout=_PATIENCE, set_as_default=False)
             stack.enter_context(client)
-            client.wait_for_workers(1, timeout=_PATIENCE)
+            patience = _STARTING if workers is not None else _PATIENCE
+            client.wait_for_workers(1, timeout=patience)
         except (OSError, ValueError, TimeoutError) as error:
             raise ClusterError(
                 f"There is no scheduler with workers at {scheduler}; expected one that "
