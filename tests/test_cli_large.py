@@ -96,6 +96,8 @@ def test_a_command_that_is_killed_goes_on(tmp_path: Path, model: Path) -> None:
         (["a.tif", "--output", "o", "--chunk", 64], "--chunk is for results"),
         (["a.tif", "--output", "o", "--overwrite"], "--overwrite is for results"),
         (["a.tif", "--output", "o", "--workers", 2], "--workers is for results"),
+        (["a.zarr", "--output", "o"], "a.zarr is a zarr image, and o a folder"),
+        (["a.tif", "--output", "o.zarr", "--recursive"], "--recursive is for many"),
     ],
 )
 def test_bad_requests_end_in_a_sentence(

@@ -32,8 +32,24 @@ Overwrite = Annotated[
 ]
 
 
-def refuse(options: dict[str, Any]) -> None:
-    """Raise FoveaError for options that only an output in blocks has."""
+def refuse_files(options: dict[str, Any], output: Path) -> None:
+    """Raise FoveaError for options that only an output of files has."""
+    for name, value in options.items():
+        if value:
+            raise FoveaError(
+                f"--{name} is for many images; {output} holds the result of one: give "
+                "a folder as output, or leave the option out."
+            )
+
+
+def refuse(options: dict[str, Any], images: list[Path], output: Path) -> None:
+    """Raise FoveaError for options and images that need an output in blocks."""
+    for image in images:
+        if image.suffix == SUFFIX:
+            raise FoveaError(
+                f"{image} is a zarr image, and {output} a folder of results; expected "
+                f"an output ending in {SUFFIX}: rename it."
+            )
     for name, value in options.items():
         if value:
             raise FoveaError(

@@ -37,6 +37,7 @@ from napari_fovea.cli.large import (
     Scheduler,
     Workers,
     refuse,
+    refuse_files,
     segment_into,
 )
 
@@ -134,13 +135,14 @@ def segment(
     }
     backend = backend_of(device, precision, memory, compiled)
     if output.suffix == SUFFIX:
+        refuse_files({"recursive": recursive, "skip-existing": skip_existing}, output)
         focus = {"policy": policy.value if policy else None, "budget": budget}
         sizes = {"diameter": diameter, "pixel_size": pixel_size, "axes": axes}
         more = {"device": backend, "probabilities": probabilities}
         options = blocks | focus | sizes | more
         segment_into(output, images, model, attention=attention, **options)
         return
-    refuse(blocks)
+    refuse(blocks, images, output)
     from napari_fovea.inference import segment_files
     from napari_fovea.models import Model
 
