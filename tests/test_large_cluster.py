@@ -89,7 +89,7 @@ def there() -> Iterator[LocalCluster]:
         threads_per_worker=2,
         processes=False,
         protocol="tcp://",
-        dashboard_address=None,
+        dashboard_address=":0",
         memory_limit=0,
     ) as started:
         yield started

@@ -204,7 +204,7 @@ def segment_files(
     if not isinstance(model, Model):
         model = Model.load(model)
     # What is wrong for every image is not told of each.
-    devices.pick(settings.get("device", "auto"))
+    devices.pick(devices.as_backend(settings.get("device", "auto")).device)
     maps = tuple(w.name for w in wanted(model, attention))
     given: dict[str, Any] = {**settings, "attention": maps, "cancelled": cancelled}
     inspect.signature(segment).bind(None, model, **given)

@@ -198,7 +198,7 @@ def _connected(
                 n_workers=workers,
                 threads_per_worker=1,
                 processes=True,
-                dashboard_address=None,
+                dashboard_address=":0",  # any port that is free
                 silence_logs=logging.CRITICAL,
                 memory_limit=0,
             )
