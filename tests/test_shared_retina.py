@@ -92,11 +92,14 @@ def test_a_fixation_reads_what_reading_by_hand_does(d: int, r: int) -> None:
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_crops_are_images_of_one_fixation() -> None:
+def test_crops_are_reflected_and_seen_in_the_middle() -> None:
     network: Any = tiny("retina-shared")
     crops = torch.rand(3, 3, 32, 32)
-    here = torch.zeros(3, 1, 2, dtype=torch.int64)
-    torch.testing.assert_close(network(crops), network(crops, here))
+    images = torch.from_numpy(
+        np.pad(crops.numpy(), [(0, 0), (0, 0), (8, 8), (8, 8)], mode="reflect")
+    )
+    middle = torch.full((3, 1, 2), 8)
+    torch.testing.assert_close(network(crops), network(images, middle))
 
 
 @pytest.mark.parametrize("settings", [{"d": 32, "r": 2}, {"d": 192, "r": 3}])

@@ -124,15 +124,17 @@ class SharedRetina(nn.Module):
             Any size from d×d on.
         corners : Tensor of int64, shape (B, n, 2), optional
             Top-left corners in pixels, n on each image, every subarea inside it. By
-            default images are subareas.
+            default images are subareas of d×d, and are reflected by a quarter of that:
+            the trunk was never shown where subareas end.
 
         Returns
         -------
         Tensor, shape (B·n, N, K)
         """
         if corners is None:
-            corners = torch.zeros(len(images), 1, 2, dtype=torch.int64)
-            corners = corners.to(images.device)
+            around = self.grid.d // 4
+            images = functional.pad(images, (around,) * 4, mode="reflect")
+            corners = torch.full((len(images), 1, 2), around, device=images.device)
         features = self.features(images)
         count = corners.shape[1]
         index = torch.arange(len(images), device=corners.device)
