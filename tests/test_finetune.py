@@ -36,7 +36,7 @@ from small_networks import DENSE
 # -- instant -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*DENSE, "ensemble", "retina-vgg"])
+@pytest.mark.parametrize("name", [*DENSE, "ensemble", "retina-vgg", "retina-shared"])
 def test_a_wrong_model_is_better_in_an_instant(
     name: str, one: Annotation, picture: np.ndarray
 ) -> None:
@@ -51,7 +51,7 @@ def test_a_wrong_model_is_better_in_an_instant(
     assert tuned.model.system == model.system
     assert same(weights(model), before), "what it started from is left alone"
     # One shape of disc, seen by cells or by pixels.
-    assert right(tuned.model, picture) > (0.9 if name == "retina-vgg" else 0.98)
+    assert right(tuned.model, picture) > (0.9 if name.startswith("retina") else 0.98)
     assert {e.phase for e in events} == {"looking", "fitting"}
     fractions = [e.fraction for e in events]
     assert fractions == sorted(fractions)

@@ -14,6 +14,8 @@ from torch import nn
 from torch.nn import functional
 
 from napari_fovea import Model, complete, segment
+from napari_fovea.errors import OutOfMemoryError
+from napari_fovea.inference import trunk
 from napari_fovea.inference.runner import Runner
 from napari_fovea.inference.trunk import Trunk
 from napari_fovea.networks import SharedRetinaConfig, build
@@ -189,6 +191,79 @@ def test_a_model_file_keeps_it(tmp_path: Any) -> None:
         complete(segment(image, m, budget=40)).probabilities for m in (model, again)
     )
     np.testing.assert_array_equal(first, second)
+
+
+def test_a_second_scan_reads_the_features_of_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = []
+    real = trunk.make_features
+    monkeypatch.setattr(
+        trunk, "make_features", lambda *a, **k: made.append(1) or real(*a, **k)
+    )
+    model = model_of(tiny("retina-shared"))
+    rng = np.random.default_rng(0)
+    image, other = rng.random((2, 64, 64))
+
+    def seen(of: np.ndarray, **how: Any) -> np.ndarray:
+        return complete(segment(of, model, device="cpu", **how)).probabilities
+
+    first = seen(image, budget=20)
+    np.testing.assert_array_equal(seen(image, budget=20), first)
+    assert len(made) == 1
+    seen(image, budget=60)
+    assert len(made) == 1, "another budget looks at the same"
+    seen(image, policy="raster")
+    assert len(made) == 2, "its margin is another"
+    seen(other, budget=20)
+    assert len(made) == 3
+    with torch.no_grad():
+        model.network.window[0].weight.mul_(1.5)  # type: ignore[index, union-attr]
+    assert not np.array_equal(seen(image, budget=20), first)
+    assert len(made) == 4, "weights have changed"
+    monkeypatch.setattr(trunk, "KEPT", 100)
+    seen(other, budget=20)
+    seen(other, budget=20)
+    assert len(made) == 6, "too large to be kept"
+
+
+def test_a_trunk_makes_smaller_tiles_where_memory_runs_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = model_of(tiny("retina-shared"))
+    image = np.random.default_rng(0).random((300, 700))
+    expected = complete(segment(image, model, device="cpu", budget=30))
+    real = trunk.make_features
+
+    def limited(network: Any, canvas: torch.Tensor, tile: int, **how: Any) -> Any:
+        if tile > 256:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return real(network, canvas, tile, **how)
+
+    monkeypatch.setattr(trunk, "make_features", limited)
+    trunk._kept.clear()
+    found = complete(segment(image, model, device="cpu", budget=30))
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-5)
+    steps = ["tile 732 → 366", "tile 366 → 256"]
+    assert found.provenance["recovered"] == steps
+    read = tiny("retina-shared").read
+    monkeypatch.setattr(
+        type(model.network),
+        "read",
+        lambda self, features, corners, index=None: (
+            _refused() if len(corners) > 5 else read.__func__(self, features, corners)
+        ),
+    )
+    again = complete(segment(image, model, device="cpu", budget=30))
+    np.testing.assert_allclose(again.probabilities, expected.probabilities, atol=1e-5)
+    monkeypatch.setattr(trunk, "make_features", lambda *a, **k: _refused())
+    trunk._kept.clear()
+    with pytest.raises(OutOfMemoryError, match="a tile of 256 pixels"):
+        complete(segment(image, model, device="cpu", budget=30))
+
+
+def _refused() -> Any:
+    raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
 
 # -- what makes it fast ----------------------------------------------------------------
