@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import zarr
 
 from machine import tell
@@ -64,9 +66,20 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
             many = apart(
                 source=source, output=output, workers=arguments.workers, **given
             )
-            times = one["seconds"] / many["seconds"]
+            # A process takes all cores for its sums; a worker has its share of them.
+            threads = max(1, (os.cpu_count() or 1) // arguments.workers)
+            output = str(folder / f"{side}.share.zarr")
+            share = apart(source=source, output=output, threads=threads, **given)
             figures = {"shape": (side, side), "workers": arguments.workers, **many}
-            tell("large, workers", figures | {"speed_over_one": round(times, 3)})
+            seconds = many["seconds"]
+            times = {
+                "speed_over_one_process": round(one["seconds"] / seconds, 3),
+                "speed_over_one_of_as_many_threads": round(
+                    share["seconds"] / seconds, 3
+                ),
+                "threads_of_a_worker": threads,
+            }
+            tell("large, workers", figures | times)
 
 
 def synthetic(folder: Path, side: int) -> Path:
@@ -103,9 +116,12 @@ def child(
     chunk: int | None,
     output: str | None = None,
     workers: int | None = None,
+    threads: int | None = None,
     whole: bool = False,
 ) -> dict[str, Any]:
     """Segment, and tell seconds and the peak of resident memory."""
+    if threads:
+        torch.set_num_threads(threads)
     loaded = Model.load(model)
     complete(segment(make_nuclei((256, 256))[0], loaded))  # warm up
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
