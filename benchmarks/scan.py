@@ -4,9 +4,9 @@ Each line of JSON is measured in one process: the engine; the network alone on t
 crops the engine looked at; the paper's loop, one crop and one cell at a time; and the
 floor: the longer of the time that the network's arithmetic takes at the speed of a
 large product or convolution, and the time that crops, weights and map take at the
-speed of a large copy. The networks are the paper's, untrained but sure of itself, so that its
-steps are as long as those of a trained one, and the model that ships. The last line is
-the peak memory of a scan of 8192×8192 pixels.
+speed of a large copy. The networks are the paper's, untrained but sure of itself, so
+that its steps are as long as those of a trained one, and the model that ships. The last
+line is the peak memory of a scan of 8192×8192 pixels.
 """
 
 from __future__ import annotations
