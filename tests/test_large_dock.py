@@ -333,3 +333,33 @@ def test_a_closed_dock_stops_and_says_so_when_it_is_opened_again(
     viewer.window.add_dock_widget(dock, name="Segment")
     run(dock, qtbot)
     assert dock.status.text().startswith("Done: ")
+
+
+def test_a_level_of_fewer_planes_lies_along_the_whole_stack(
+    viewer: Any, dock: SegmentDock, qtbot: Any
+) -> None:
+    deep = np.random.default_rng(4).integers(0, 255, (4, 160, 160), dtype=np.uint8)
+    source = viewer.add_image([deep, deep[::2, ::2, ::2]], name="deep", scale=(3, 1, 1))
+    viewer.dims.set_point(0, 3 * 3)
+    dock.diameter.setValue(2 * tiny_model().object_diameter)
+    run(dock, qtbot)
+    classes = made(viewer)["classes"]
+    assert classes.data[0].shape == (2, 80, 80)
+    for layer in made(viewer).values():
+        for corner in ((0, 0, 0), (4, 160, 160)):
+            np.testing.assert_allclose(
+                layer.data_to_world(np.divide(corner, 2) - 0.5),
+                source.data_to_world(np.subtract(corner, 0.5)),
+            )
+    assert dock.large is not None
+    assert dock.large.near()[0] == 1
+
+
+def test_long_names_do_not_widen_the_dock(
+    viewer: Any, dock: SegmentDock, qtbot: Any
+) -> None:
+    width = dock.minimumSizeHint().width()
+    viewer.add_image(np.ones((200, 200)), name="a_long_name" * 12)
+    run(dock, qtbot)
+    assert "a_long_name" * 12 in dock.status.text()
+    assert dock.minimumSizeHint().width() <= max(width, 300)

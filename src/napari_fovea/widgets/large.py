@@ -210,11 +210,12 @@ class LargeRun:
         point[list(dims.displayed)] = self.viewer.scene.camera.center[-dims.ndisplay :]
         inside = self.source.world_to_data(point[-self.source.ndim :])
         place = np.asarray(inside, dtype=float) - np.asarray(self.region.offset)
-        y, x = place[-2:] / self._scale()
+        place = (place[self.region.dropped :] + 0.5) / self._scale() - 0.5
+        y, x = place[-2:]
         lead = self._shape[:-2]
         if not lead:
             return float(y), float(x)
-        index = np.clip(np.rint(place[self.region.dropped : -2]), 0, np.array(lead) - 1)
+        index = np.clip(np.rint(place[:-2]), 0, np.array(lead) - 1)
         plane = np.ravel_multi_index(tuple(index.astype(int)), lead)
         return float(plane), float(y), float(x)
 
@@ -223,11 +224,10 @@ class LargeRun:
         """Whether the source still has the axes that it had when the run began."""
         return bool(self.source.ndim == self._ndim)
 
-    def _scale(self) -> tuple[float, float]:
-        """Pixels of the source per pixel of the result (y, x)."""
+    def _scale(self) -> NDArray[np.float64]:
+        """Pixels of the source per pixel of the result, by axis: levels may be thin."""
         shape = np.shape(self.region.array)
-        high, wide = shape[-3:-1] if self.region.rgb else shape[-2:]
-        return high / self._shape[-2], wide / self._shape[-1]
+        return np.divide(shape[:-1] if self.region.rgb else shape, self._shape)
 
     def _open(self, event: Opened) -> None:
         """Show the store: empty, or with what an earlier run has left."""
@@ -272,12 +272,12 @@ class LargeRun:
 
     def _show(self, role: str, arrays: Sequence[Any], note: dict[str, Any]) -> Layer:
         kind, ending, style = _ROLES[role]
-        down, right = self._scale()
+        scale = self._scale()
         place = layers.placement(
             self.source,
             self.region.offset,
-            scale=(down, right),
-            shift=((down - 1) / 2, (right - 1) / 2),
+            scale=scale.tolist(),
+            shift=((scale - 1) / 2).tolist(),
         )
         data = [Filling(array, self.region.dropped) for array in arrays]
         # A thin plane has one level, and napari's layers are of one kind for life.

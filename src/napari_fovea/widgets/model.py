@@ -25,6 +25,7 @@ from qtpy.QtWidgets import (
 
 from napari_fovea.widgets.job import Job, call
 from napari_fovea.widgets.session import Session, computing, session, survey
+from napari_fovea.widgets.telling import Telling
 
 _SYSTEMS = {
     "S0": "retina-like sequential attention",
@@ -149,8 +150,7 @@ class ModelDock(QWidget):
         self.facts.setTextFormat(Qt.TextFormat.RichText)
         self.facts.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.facts.setAlignment(Qt.AlignmentFlag.AlignTop)
-        self.message = QLabel()
-        self.message.setWordWrap(True)
+        self.message = Telling()
         self.message.hide()
         scroll = QScrollArea()
         scroll.setWidgetResizable(True)

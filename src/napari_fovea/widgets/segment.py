@@ -17,7 +17,6 @@ from qtpy.QtWidgets import (
     QDoubleSpinBox,
     QFormLayout,
     QHBoxLayout,
-    QLabel,
     QProgressBar,
     QPushButton,
     QSpinBox,
@@ -33,6 +32,7 @@ from napari_fovea.widgets.model import ModelPicker
 from napari_fovea.widgets.result_place import ResultPlace, usual_path
 from napari_fovea.widgets.results import ResultLayers
 from napari_fovea.widgets.session import Session, session
+from napari_fovea.widgets.telling import Telling
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -111,8 +111,7 @@ class SegmentDock(QWidget):
         self.progress = QProgressBar()
         self.progress.setRange(0, 1000)
         self.progress.setTextVisible(False)
-        self.status = QLabel("Ready")
-        self.status.setWordWrap(True)
+        self.status = Telling("Ready")
         form = QFormLayout()
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         form.addRow("Model", self.picker)
