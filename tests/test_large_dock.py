@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import dask.array
@@ -210,3 +211,155 @@ def test_an_array_that_fills_is_read_like_any_other(slide: Any) -> None:
     np.testing.assert_array_equal(deep[:, 3:9], whole[None, 3:9])
     np.testing.assert_array_equal(flat[..., 4], whole[:, 4])
     np.testing.assert_array_equal(deep[..., 4], whole[None, :, 4])
+
+
+def test_it_computes_as_the_model_dock_says(
+    viewer: Any, dock: SegmentDock, qtbot: Any, slide: Any
+) -> None:
+    viewer.add_image(slide, name="slide")
+    dock.session.use(device="cuda:7")
+    run(dock, qtbot)
+    assert "There is no device 'cuda:7'" in dock.status.text()
+    dock.session.use(device="cpu", precision="bfloat16")
+    run(dock, qtbot)
+    note = layers.own(made(viewer)["classes"])
+    assert note["provenance"]["precision"] == "bfloat16"
+
+
+def test_a_name_is_put_beside_the_usual_one(
+    viewer: Any, dock: SegmentDock, qtbot: Any, slide: Any, tmp_path: Path
+) -> None:
+    viewer.add_image(slide, name="slide")
+    usual = tmp_path / "home" / "segmentations"
+    place = dock.place
+    assert place.path == usual / "slide tiny.zarr"
+    place.edit.setText("  mine.zarr ")
+    assert place.path == usual / "mine.zarr"
+    place.edit.setText(f" {tmp_path / 'there.zarr'}  ")
+    assert place.path == tmp_path / "there.zarr"
+    place.edit.setText("~/there.zarr")
+    assert place.path == type(tmp_path).home() / "there.zarr"
+    place.edit.setText("~nobody-of-that-name/there.zarr")
+    run(dock, qtbot)
+    assert "user that is not known" in dock.status.text()
+    assert not made(viewer)
+
+
+def test_blocks_that_fail_are_told_in_a_sentence(
+    viewer: Any, dock: SegmentDock, qtbot: Any
+) -> None:
+    data = np.random.default_rng(3).random((200, 250), dtype=np.float32)
+    data[0, 0] = np.nan
+    source = viewer.add_image(data, name="holes", contrast_limits=(0, 1))
+    run(dock, qtbot)
+    assert "; 1 block failed rows 0 to 63, columns 0 to 63: " in dock.status.text()
+    assert "median. Kept in" in dock.status.text()
+    data = data.copy()
+    data[0, 0] = 0
+    source.data = data
+    run(dock, qtbot)
+    assert "failed" not in dock.status.text()
+
+
+def test_a_source_that_gets_other_axes_meanwhile_is_left_alone(
+    viewer: Any, dock: SegmentDock, qtbot: Any, slide: Any
+) -> None:
+    source = viewer.add_image(slide, name="slide")
+    dock.run_button.click()
+    qtbot.waitUntil(lambda: "classes" in made(viewer), timeout=60_000)
+    source.data = np.zeros((2, 30, 40), np.uint8)
+    qtbot.waitUntil(lambda: dock.job is None, timeout=60_000)
+    assert "slide has other axes now" in dock.status.text()
+    assert "instances" not in made(viewer)
+
+
+def test_a_store_that_is_removed_while_it_is_written_gets_a_sentence(
+    viewer: Any, dock: SegmentDock, qtbot: Any, slide: Any, tmp_path: Path
+) -> None:
+    viewer.add_image(slide, name="slide")
+    folder = tmp_path / "home" / "segmentations" / "slide tiny.zarr"
+    dock.run_button.click()
+    qtbot.waitUntil(lambda: "2 of 16" in dock.large.blocks, timeout=60_000)
+    shutil.rmtree(folder, ignore_errors=True)
+    qtbot.waitUntil(lambda: dock.job is None, timeout=60_000)
+    assert dock.status.text().startswith(f"⚠ {folder} ")
+    assert "run this again" in dock.status.text()
+
+
+def test_objects_of_a_store_that_is_gone_are_not_shown_for_new_ones(
+    viewer: Any, dock: SegmentDock, qtbot: Any, slide: Any, tmp_path: Path
+) -> None:
+    viewer.add_image(slide, name="slide")
+    run(dock, qtbot)
+    assert np.asarray(made(viewer)["instances"].data[0]).any()
+    shutil.rmtree(tmp_path / "home" / "segmentations")
+    dock.diameter.setValue(40)
+    dock.run_button.click()
+    qtbot.waitUntil(lambda: "0 of" in dock.large.blocks, timeout=60_000)
+    dock.cancel_button.click()
+    qtbot.waitUntil(lambda: dock.job is None, timeout=60_000)
+    found = made(viewer)["instances"]
+    assert not np.asarray(found.data[0]).any()
+    assert not found.visible
+    assert "provenance" not in layers.own(found)
+
+
+def test_the_time_that_is_left_counts_from_where_it_went_on(
+    viewer: Any, dock: SegmentDock, qtbot: Any, slide: Any
+) -> None:
+    viewer.add_image(slide, name="slide")
+    dock.run_button.click()
+    qtbot.waitUntil(lambda: "8 of 16" in dock.large.blocks, timeout=60_000)
+    dock.cancel_button.click()
+    qtbot.waitUntil(lambda: dock.job is None, timeout=60_000)
+    dock.run_button.click()
+    seen = []
+    dock.job.yielded.connect(lambda _: seen.append((dock._left, dock.large.blocks)))
+    qtbot.waitUntil(lambda: dock.job is None, timeout=60_000)
+    left, blocks = seen[0]
+    assert left >= 0.9 * 8 / 16
+    assert int(blocks.split()[0]) >= 8
+
+
+def test_a_closed_dock_stops_and_says_so_when_it_is_opened_again(
+    viewer: Any, dock: SegmentDock, qtbot: Any, slide: Any
+) -> None:
+    viewer.add_image(slide, name="slide")
+    dock.run_button.click()
+    qtbot.waitUntil(lambda: "classes" in made(viewer), timeout=60_000)
+    viewer.window.remove_dock_widget(dock)
+    qtbot.waitUntil(lambda: dock.job is None, timeout=60_000)
+    assert dock.status.text() == "Stopped when the dock was closed"
+    viewer.window.add_dock_widget(dock, name="Segment")
+    run(dock, qtbot)
+    assert dock.status.text().startswith("Done: ")
+
+
+def test_a_level_of_fewer_planes_lies_along_the_whole_stack(
+    viewer: Any, dock: SegmentDock, qtbot: Any
+) -> None:
+    deep = np.random.default_rng(4).integers(0, 255, (4, 160, 160), dtype=np.uint8)
+    source = viewer.add_image([deep, deep[::2, ::2, ::2]], name="deep", scale=(3, 1, 1))
+    viewer.dims.set_point(0, 3 * 3)
+    dock.diameter.setValue(2 * tiny_model().object_diameter)
+    run(dock, qtbot)
+    classes = made(viewer)["classes"]
+    assert classes.data[0].shape == (2, 80, 80)
+    for layer in made(viewer).values():
+        for corner in ((0, 0, 0), (4, 160, 160)):
+            np.testing.assert_allclose(
+                layer.data_to_world(np.divide(corner, 2) - 0.5),
+                source.data_to_world(np.subtract(corner, 0.5)),
+            )
+    assert dock.large is not None
+    assert dock.large.near()[0] == 1
+
+
+def test_long_names_do_not_widen_the_dock(
+    viewer: Any, dock: SegmentDock, qtbot: Any
+) -> None:
+    width = dock.minimumSizeHint().width()
+    viewer.add_image(np.ones((200, 200)), name="a_long_name" * 12)
+    run(dock, qtbot)
+    assert "a_long_name" * 12 in dock.status.text()
+    assert dock.minimumSizeHint().width() <= max(width, 300)

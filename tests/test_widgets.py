@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from napari.layers import Image, Labels, Shapes
+from qtpy.compat import isalive
 
 from conftest import tiny_model
 from napari_fovea.models import Entry
@@ -481,6 +482,21 @@ def test_docks_begin_as_the_preferences_say_and_follow_them(
         told.precision = "float8"
     dock.precision.setCurrentText("auto")
     assert told.precision == "float32", "what is chosen in the dock is for now"
+    told.memory = 0.256
+    assert shared.memory == 0.256, "the dock shows it rounded, and leaves it"
+    assert dock.memory.text() == "0.26 GiB"
+    assert shared.precision == "auto", "other preferences do not touch it"
+
+
+def test_docks_of_a_window_that_was_closed_are_left_in_peace(
+    make_napari_viewer_proxy: Any, shared: Session, qtbot: Any
+) -> None:
+    viewer = make_napari_viewer_proxy()
+    dock = SegmentDock(viewer, shared=shared)
+    dock.deleteLater()
+    qtbot.waitUntil(lambda: not isalive(dock))
+    shared.use(memory=2.0)
+    shared.choose(None)
 
 
 def test_docks_open_from_the_menu_with_the_models_that_ship(

@@ -170,10 +170,22 @@ class Store:
         return dict(told)
 
     def array(self, name: str, level: int = 0) -> Any:
-        """Open one of the arrays, as ``INSTANCES``; it is not read."""
+        """Open one of the arrays, as ``INSTANCES``; it is not read.
+
+        Raises
+        ------
+        StoreError
+            If it is not there.
+        """
         key = f"{name}/{level}"
         if key not in self._arrays:
-            self._arrays[key] = self._group[key]
+            try:
+                self._arrays[key] = self._group[key]
+            except KeyError as error:
+                raise StoreError(
+                    f"{self.path} has lost {key} while it was written; expected to be "
+                    "left alone: remove what is left of it, and run this again."
+                ) from error
         return self._arrays[key]
 
     def write(self, block: Block, found: Written) -> None:

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QLineEdit, QPushButton, QWidget
 
-from napari_fovea.files import home
 from napari_fovea.widgets import layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping, Sequence
+    from pathlib import Path
 
     from napari.layers import Image, Layer
     from numpy.typing import DTypeLike, NDArray
 
+    from napari_fovea.device import Backend
     from napari_fovea.models import Model
     from napari_fovea.scale import Event, LargeResult, Opened
     from napari_fovea.widgets.job import Make
     from napari_fovea.widgets.layers import Region
+    from napari_fovea.widgets.result_place import ResultPlace
 
 MOST = 2**25
 """Pixels up to which a region is segmented in memory."""
@@ -60,12 +59,6 @@ def levels_of(layer: Image, region: Region) -> list[Any]:
     if layer.multiscale and region.whole:
         return list(layer.data)
     return [layer.data if region.whole else region.array]
-
-
-def usual_path(layer: Image, model: str) -> Path:
-    """Choose where a result goes, unless the user says otherwise."""
-    name = re.sub(r"[^\w +-]+", "-", f"{layer.name} {model}").strip(" -")
-    return home() / "segmentations" / f"{name}.zarr"
 
 
 class Filling:
@@ -135,13 +128,17 @@ class LargeRun:
         self.viewer, self.source, self.region = viewer, source, region
         self.blocks = ""
         self._top = math.log(classes)
-        self._name = source.name
+        self._name, self._ndim = source.name, source.ndim
         self._shape: tuple[int, ...] = ()
         self._near: tuple[float, ...] | None = None
         self._written = False
 
     def make(
-        self, load: Callable[[], Model], place: ResultPlace, settings: Mapping[str, Any]
+        self,
+        load: Callable[[], Model],
+        backend: Callable[[], Backend],
+        place: ResultPlace,
+        settings: Mapping[str, Any],
     ) -> Make:
         """Tell a job what to do.
 
@@ -149,10 +146,17 @@ class LargeRun:
         ----------
         load : callable
             Gives the model; called in the thread.
+        backend : callable
+            Tells where and how to compute; called in the thread.
         place : ResultPlace
             Where the result goes.
         settings : mapping
             Of `segment_large`.
+
+        Raises
+        ------
+        StoreError
+            If that cannot be a place.
         """
         arrays, rgb = levels_of(self.source, self.region), self.region.rgb
         path, chosen = place.path, place.chosen
@@ -164,6 +168,7 @@ class LargeRun:
                 path,
                 chosen=chosen,
                 rgb=rgb,
+                device=backend(),
                 near=lambda: self._near,
                 cancelled=cancelled,
                 **settings,
@@ -198,38 +203,46 @@ class LargeRun:
 
     def near(self) -> tuple[float, ...] | None:
         """Tell the place of the result that is in the middle of the view."""
-        if not self._shape or self.source not in self.viewer.layers:
+        if not (self._shape and self._fits and self.source in self.viewer.layers):
             return None
         dims = self.viewer.dims
         point = np.array(dims.point, dtype=float)
         point[list(dims.displayed)] = self.viewer.scene.camera.center[-dims.ndisplay :]
         inside = self.source.world_to_data(point[-self.source.ndim :])
         place = np.asarray(inside, dtype=float) - np.asarray(self.region.offset)
-        y, x = place[-2:] / self._scale()
+        place = (place[self.region.dropped :] + 0.5) / self._scale() - 0.5
+        y, x = place[-2:]
         lead = self._shape[:-2]
         if not lead:
             return float(y), float(x)
-        index = np.clip(np.rint(place[self.region.dropped : -2]), 0, np.array(lead) - 1)
+        index = np.clip(np.rint(place[:-2]), 0, np.array(lead) - 1)
         plane = np.ravel_multi_index(tuple(index.astype(int)), lead)
         return float(plane), float(y), float(x)
 
-    def _scale(self) -> tuple[float, float]:
-        """Pixels of the source per pixel of the result (y, x)."""
+    @property
+    def _fits(self) -> bool:
+        """Whether the source still has the axes that it had when the run began."""
+        return bool(self.source.ndim == self._ndim)
+
+    def _scale(self) -> NDArray[np.float64]:
+        """Pixels of the source per pixel of the result, by axis: levels may be thin."""
         shape = np.shape(self.region.array)
-        high, wide = shape[-3:-1] if self.region.rgb else shape[-2:]
-        return high / self._shape[-2], wide / self._shape[-1]
+        return np.divide(shape[:-1] if self.region.rgb else shape, self._shape)
 
     def _open(self, event: Opened) -> None:
         """Show the store: empty, or with what an earlier run has left."""
         from napari_fovea.scale import LargeResult
 
         self._shape = event.shape
+        self.blocks = f"{event.finished} of {event.blocks} blocks · "
+        if not self._fits:
+            return
         result = LargeResult(event.path, event.shape, None, None)
         self._show("uncertainty", result.uncertainty, {})
         self._show("labels", result.labels, {}).visible = True
-        old = self.layer("instances")
-        if old is not None:
-            old.visible = False
+        if self.layer("instances") is not None:
+            # Objects of another run, maybe of a store that is no more.
+            self._show("instances", result.instances, {}).visible = False
 
     def refresh(self) -> None:
         """Read again what is in view."""
@@ -241,28 +254,30 @@ class LargeRun:
     def finish(self, result: LargeResult, note: dict[str, Any]) -> str:
         """Show the result, with everything that made it; tell of it in a sentence."""
         note = note | {"provenance": dict(result.provenance), "file": str(result.path)}
-        self._show("uncertainty", result.uncertainty, note)
-        classes = self._show("labels", result.labels, note)
-        if result.objects is not None:
-            self._show("instances", result.instances, note).visible = True
-            classes.visible = False
-        self.refresh()
+        if self._fits:
+            self._show("uncertainty", result.uncertainty, note)
+            classes = self._show("labels", result.labels, note)
+            if result.objects is not None:
+                self._show("instances", result.instances, note).visible = True
+                classes.visible = False
+            self.refresh()
         said = "Stopped" if result.cancelled else f"Done: {result.objects} objects"
+        if not self._fits:
+            said += f"; {self.source.name} has other axes now, so they are not shown"
         if result.failures:
             first, count = result.failures[0], len(result.failures)
-            said += (
-                f"; {count} blocks failed, the first ({first.block}): {first.reason}"
-            )
+            failed = "1 block failed" if count == 1 else f"{count} blocks failed, first"
+            said += f"; {failed} {first.block}: {first.reason.rstrip('.')}"
         return f"{said}. Kept in {result.path}"
 
     def _show(self, role: str, arrays: Sequence[Any], note: dict[str, Any]) -> Layer:
         kind, ending, style = _ROLES[role]
-        down, right = self._scale()
+        scale = self._scale()
         place = layers.placement(
             self.source,
             self.region.offset,
-            scale=(down, right),
-            shift=((down - 1) / 2, (right - 1) / 2),
+            scale=scale.tolist(),
+            shift=((scale - 1) / 2).tolist(),
         )
         data = [Filling(array, self.region.dropped) for array in arrays]
         # A thin plane has one level, and napari's layers are of one kind for life.
@@ -335,45 +350,3 @@ def _segment_into(
             if chosen:
                 raise
     raise AssertionError
-
-
-class ResultPlace(QWidget):
-    """Asks where the result of a large image goes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.edit = QLineEdit()
-        self.edit.setToolTip(
-            "Large images are segmented block by block into this folder (OME-Zarr);\n"
-            "a run that was broken off goes on where it was"
-        )
-        browse = QPushButton("…")
-        browse.setToolTip("Choose a folder")
-        browse.setMaximumWidth(32)
-        browse.clicked.connect(self._browse)
-        row = QHBoxLayout(self)
-        row.setContentsMargins(0, 0, 0, 0)
-        row.addWidget(self.edit)
-        row.addWidget(browse)
-
-    def suggest(self, path: Path) -> None:
-        """Show where it goes unless the user says otherwise."""
-        self.edit.setPlaceholderText(path.name)
-        self._usual = path
-
-    @property
-    def path(self) -> Path:
-        """Where the result goes."""
-        return Path(self.edit.text()).expanduser() if self.chosen else self._usual
-
-    @property
-    def chosen(self) -> bool:
-        """Whether the user has said so."""
-        return bool(self.edit.text().strip())
-
-    def _browse(self) -> None:
-        path, _ = QFileDialog.getSaveFileName(
-            self, "Write the result to", str(self.path), "OME-Zarr (*.zarr)"
-        )
-        if path:
-            self.edit.setText(path)

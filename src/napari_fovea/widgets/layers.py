@@ -12,7 +12,7 @@ from napari.layers import Image, Labels, Shapes
 from napari_fovea.errors import ImageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from napari.layers import Layer
     from numpy.typing import NDArray
@@ -134,8 +134,8 @@ def placement(
     source: Layer,
     offset: Iterable[float],
     *,
-    scale: tuple[float, float] = (1.0, 1.0),
-    shift: tuple[float, float] = (0.0, 0.0),
+    scale: Sequence[float] = (1.0, 1.0),
+    shift: Sequence[float] = (0.0, 0.0),
 ) -> dict[str, Any]:
     """Compute the transforms that lay an array over a part of a layer.
 
@@ -145,10 +145,10 @@ def placement(
         The layer whose scale, translate, rotate, shear and affine count.
     offset : iterable of float
         Index in the layer's data where the part begins, all axes.
-    scale : tuple of float
-        Layer pixels per pixel of the array, last two axes.
-    shift : tuple of float
-        Further offset, last two axes, in layer pixels.
+    scale : sequence of float
+        Layer pixels per pixel of the array, as many last axes as it has entries.
+    shift : sequence of float
+        Further offset in layer pixels, the same.
 
     Returns
     -------
@@ -156,13 +156,13 @@ def placement(
         Keyword arguments and attributes of a layer.
     """
     where = np.asarray(tuple(offset), dtype=float)
-    where[-2:] += shift
+    where[-len(shift) :] += shift
     origin = _data_to_physical(source, np.zeros(source.ndim))
     translate = np.asarray(source.translate) + (
         _data_to_physical(source, where) - origin
     )
     finer = np.asarray(source.scale, dtype=float).copy()
-    finer[-2:] *= scale
+    finer[-len(scale) :] *= scale
     return {
         "scale": finer,
         "translate": translate,

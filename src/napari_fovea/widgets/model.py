@@ -25,6 +25,7 @@ from qtpy.QtWidgets import (
 
 from napari_fovea.widgets.job import Job, call
 from napari_fovea.widgets.session import Session, computing, session, survey
+from napari_fovea.widgets.telling import Telling
 
 _SYSTEMS = {
     "S0": "retina-like sequential attention",
@@ -132,7 +133,8 @@ class ModelDock(QWidget):
         )
         self.memory = QDoubleSpinBox()
         self.memory.setRange(0, 1024)
-        self.memory.setDecimals(1)
+        self.memory.setDecimals(2)
+        self.memory.setSingleStep(0.5)
         self.memory.setSuffix(" GiB")
         self.memory.setSpecialValueText("auto")
         self.memory.setToolTip("Most that features may take; auto is half of the free")
@@ -148,8 +150,7 @@ class ModelDock(QWidget):
         self.facts.setTextFormat(Qt.TextFormat.RichText)
         self.facts.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.facts.setAlignment(Qt.AlignmentFlag.AlignTop)
-        self.message = QLabel()
-        self.message.setWordWrap(True)
+        self.message = Telling()
         self.message.hide()
         scroll = QScrollArea()
         scroll.setWidgetResizable(True)
@@ -246,7 +247,9 @@ class ModelDock(QWidget):
         """Show how it is computed, as soon as that is known."""
         shared = self.session
         self.precision.setCurrentText(shared.precision)
+        self.memory.blockSignals(True)  # what it rounds is not what was chosen
         self.memory.setValue(shared.memory)
+        self.memory.blockSignals(False)
         self.compiled.setChecked(shared.compiled)
         if self.devices.currentData() != shared.device:
             self._list_devices()

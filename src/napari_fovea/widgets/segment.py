@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.layers import Image
+from qtpy.compat import isalive
 from qtpy.QtCore import QEvent, QTimer
 from qtpy.QtWidgets import (
     QCheckBox,
@@ -16,7 +17,6 @@ from qtpy.QtWidgets import (
     QDoubleSpinBox,
     QFormLayout,
     QHBoxLayout,
-    QLabel,
     QProgressBar,
     QPushButton,
     QSpinBox,
@@ -27,16 +27,12 @@ from qtpy.QtWidgets import (
 from napari_fovea.errors import FoveaError
 from napari_fovea.widgets import layers
 from napari_fovea.widgets.job import Job
-from napari_fovea.widgets.large import (
-    MOST,
-    LargeRun,
-    ResultPlace,
-    is_large,
-    usual_path,
-)
+from napari_fovea.widgets.large import MOST, LargeRun, is_large
 from napari_fovea.widgets.model import ModelPicker
+from napari_fovea.widgets.result_place import ResultPlace, usual_path
 from napari_fovea.widgets.results import ResultLayers
 from napari_fovea.widgets.session import Session, session
+from napari_fovea.widgets.telling import Telling
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -115,8 +111,7 @@ class SegmentDock(QWidget):
         self.progress = QProgressBar()
         self.progress.setRange(0, 1000)
         self.progress.setTextVisible(False)
-        self.status = QLabel("Ready")
-        self.status.setWordWrap(True)
+        self.status = Telling("Ready")
         form = QFormLayout()
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         form.addRow("Model", self.picker)
@@ -186,6 +181,8 @@ class SegmentDock(QWidget):
         return None
 
     def _enable(self) -> None:
+        if not isalive(self):
+            return  # its window was closed; the session goes on
         running = self.job is not None
         chosen = self.session.chosen
         ready = chosen is not None and self.images.count() > 0
@@ -245,10 +242,15 @@ class SegmentDock(QWidget):
         }
         if is_large(region):
             classes = len(entry.header.classes)
-            self.large = LargeRun(self.viewer, layer, region, classes=classes)
-            self.results = None
-            load = partial(self.session.load, entry)
-            self._begin(Job(self.large.make(load, self.place, settings)))
+            large = LargeRun(self.viewer, layer, region, classes=classes)
+            load, backend = partial(self.session.load, entry), self.session.backend
+            try:
+                make = large.make(load, backend, self.place, settings)
+            except FoveaError as error:
+                self._complain(error)
+                return
+            self.large, self.results = large, None
+            self._begin(Job(make))
         else:
             self._start(layer, region, entry, settings)
 
@@ -293,7 +295,7 @@ class SegmentDock(QWidget):
 
     def _begin(self, job: Job) -> None:
         self._started = time.perf_counter()
-        self._fraction = 0.0
+        self._fraction = self._left = 0.0
         self.job = job
         self.job.yielded.connect(self._on_event)
         self.job.returned.connect(self._on_result)
@@ -313,9 +315,13 @@ class SegmentDock(QWidget):
 
     def _on_event(self, event: Any) -> None:
         from napari_fovea.inference import Fixated, Preview, Started
+        from napari_fovea.scale import Opened
 
         if self.large is not None:
             self.large.follow(event)
+            if isinstance(event, Opened):
+                # What an earlier run has left took no time.
+                self._started, self._left = time.perf_counter(), event.fraction
             self._fraction = max(self._fraction, event.fraction)
         if self.results is None:
             return
@@ -340,9 +346,9 @@ class SegmentDock(QWidget):
             self.large.tick(live=self.live.isChecked())
         elif self.results is not None and self.live.isChecked():
             self.results.draw_path()
-        if self._fraction and not self.job.cancelled:
+        if self._fraction > self._left and not self.job.cancelled:
             spent = time.perf_counter() - self._started
-            left = spent * (1 - self._fraction) / self._fraction
+            left = spent * (1 - self._fraction) / (self._fraction - self._left)
             self.progress.setValue(int(1000 * self._fraction))
             blocks = self.large.blocks if self.large is not None else ""
             self.status.setText(
@@ -389,6 +395,8 @@ class SegmentDock(QWidget):
             self._timer.stop()
             if self.job is not None:
                 self.job.quit()
+                self.progress.setValue(0)
+                self.status.setText("Stopped when the dock was closed")
 
 
 def _duration(seconds: float) -> str:

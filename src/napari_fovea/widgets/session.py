@@ -142,11 +142,12 @@ def follow_preferences(shared: Session) -> None:
         return  # the plugin is used without its manifest
     names = ("device", "precision", "memory", "compiled")
 
-    def read(_: Any = None) -> None:
-        shared.use(**{name: getattr(told, name) for name in names})
+    def read(*changed: str) -> None:
+        shared.use(**{name: getattr(told, name) for name in changed})
 
-    told.events.connect(read)
-    read()
+    for name in names:  # one at a time: what was chosen in a dock since then stays
+        getattr(told.events, name).connect(lambda _, name=name: read(name))
+    read(*names)
 
 
 def survey() -> Generator[Any, None, tuple[tuple[Entry, ...], tuple[str, ...]]]:
