@@ -350,3 +350,15 @@ def test_long_names_do_not_widen_the_dock(
     run(dock, qtbot)
     assert "a_long_name" * 12 in dock.status.text()
     assert dock.minimumSizeHint().width() <= max(width, 300)
+
+
+def test_a_thin_result_cannot_be_painted_on(
+    viewer: Any, dock: SegmentDock, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("napari_fovea.scale.plan._SMALLEST", 64)
+    viewer.add_image(np.eye(30, 700), name="thin")
+    run(dock, qtbot)
+    for name in ("classes", "instances"):
+        layer = made(viewer)[name]
+        assert not layer.multiscale
+        assert not layer.editable
