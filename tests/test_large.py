@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -439,6 +440,18 @@ def test_two_runs_do_not_write_the_same(tmp_path: Path, source: Path) -> None:
         run(source, finder(), path)
     assert complete(first).objects
     assert run(source, finder(), path).objects
+
+
+def test_a_store_that_is_taken_apart_while_it_is_written_says_so(
+    source: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "out.zarr"
+    events = segment_large(source, finder(), path, chunk=64)
+    while not (isinstance(event := next(events), Finished) and event.done == BLOCKS):
+        pass
+    shutil.rmtree(path / "labels" / "instances")
+    with pytest.raises(StoreError, match=r"has lost labels/instances/0 .* run this"):
+        complete(events)
 
 
 def test_a_block_whose_notes_are_damaged_is_told(tmp_path: Path, source: Path) -> None:

@@ -420,6 +420,15 @@ def test_a_bad_model_file_says_so_and_changes_nothing(
     assert dock.models.count() == 1
 
 
+def test_a_model_whose_file_is_gone_is_still_described(
+    viewer: Any, shared: Session, qtbot: Any
+) -> None:
+    shared.chosen.path.unlink()
+    dock = ModelDock(viewer, shared=shared)
+    qtbot.addWidget(dock)
+    assert "no longer there" in dock.facts.text()
+
+
 def test_the_device_can_be_chosen(viewer: Any, shared: Session, qtbot: Any) -> None:
     dock = ModelDock(viewer, shared=shared)
     qtbot.addWidget(dock)

@@ -284,7 +284,7 @@ class LargeRun:
         flat = len(data) == 1
         if role == "uncertainty":
             style = style | {"contrast_limits": (0.0, self._top)}
-        return layers.put(
+        layer = layers.put(
             self.viewer,
             kind,
             data[0] if flat else data,
@@ -296,6 +296,9 @@ class LargeRun:
             multiscale=not flat,
             **style,
         )
+        if kind == "labels":
+            layer.editable = False  # it is read from a file, as pyramids always are
+        return layer
 
 
 def _segment_into(

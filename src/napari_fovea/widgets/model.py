@@ -310,6 +310,7 @@ def _describe(entry: Any) -> str:
     header = entry.header
     config, made = header.config, header.provenance
     size = header.object_diameter
+    there = f"{entry.megabytes:.1f} MB" if entry.path.is_file() else "no longer there"
     rows = [
         ("System", f"{entry.system}, {_SYSTEMS.get(entry.system, header.network)}"),
         ("Classes", ", ".join(header.classes)),
@@ -323,7 +324,7 @@ def _describe(entry: Any) -> str:
     rows += [
         ("Trained on", made.get("data", "not told")),
         ("Scores", _score(made)),
-        ("File", f"{entry.path.name}, {entry.megabytes:.1f} MB"),
+        ("File", f"{entry.path.name}, {there}"),
     ]
     cells = "".join(
         f"<tr><td style='padding: 2px 10px 2px 0'><b>{escape(k)}</b></td>"
