@@ -189,6 +189,9 @@ def _connected(
         settings = {
             "distributed.scheduler.allowed-failures": _ATTEMPTS,
             "logging.distributed": "critical",
+            # A fixed threshold makes every large tensor a mapping of its own, whose
+            # pages are faulted in anew.
+            "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
         }
         stack.enter_context(dask.config.set(settings))
         stack.enter_context(_quiet())
