@@ -16,10 +16,10 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from napari_fovea.errors import ClusterError
+from napari_fovea.errors import ClusterError, sentence
 from napari_fovea.inference import complete
 from napari_fovea.models import Model
-from napari_fovea.scale.job import Failure, Job, reason
+from napari_fovea.scale.job import Failure, Job
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -105,7 +105,7 @@ def _segment_block(packed: bytes, index: int, threads: int | None) -> str | None
     try:
         found = complete(job.segment(block, job.read(block)))
     except Exception as error:  # whatever it is, the rest goes on
-        return reason(error)
+        return sentence(error)
     job.write(found)
     return None
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from napari_fovea.scale.job import Failure, reason
+from napari_fovea.errors import sentence
+from napari_fovea.scale.job import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -71,7 +72,7 @@ def blocks_here(
             except StopIteration as end:
                 found = end.value
             except Exception as error:  # whatever it is, the rest goes on
-                failure = Failure(block, reason(error))
+                failure = Failure(block, sentence(error))
             del pixels
             if written is not None:
                 written[1].result()

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_fovea.device import Backend
-from napari_fovea.errors import FoveaError
 from napari_fovea.inference import Started, segment
 from napari_fovea.models import Model
 from napari_fovea.scale.store import Store, Written
@@ -227,12 +226,4 @@ def _background(block: Block, classes: int) -> Written:
         np.zeros(block.shape, np.uint8),
         np.zeros(block.shape, np.float16),
         probabilities,
-    )
-
-
-def reason(error: BaseException) -> str:
-    """Say in one line why a block failed."""
-    first = str(error).strip().split("\n")[0]
-    return (
-        first if isinstance(error, FoveaError) else f"{type(error).__name__}: {first}"
     )

@@ -32,7 +32,7 @@ from napari_fovea.widgets.model import ModelPicker
 from napari_fovea.widgets.result_place import ResultPlace, usual_path
 from napari_fovea.widgets.results import ResultLayers
 from napari_fovea.widgets.session import Session, session
-from napari_fovea.widgets.telling import Telling
+from napari_fovea.widgets.telling import Telling, duration, python_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -352,8 +352,8 @@ class SegmentDock(QWidget):
             self.progress.setValue(int(1000 * self._fraction))
             blocks = self.large.blocks if self.large is not None else ""
             self.status.setText(
-                f"{self._fraction:.0%} · {blocks}{_duration(spent)} gone, "
-                f"about {_duration(left)} left"
+                f"{self._fraction:.0%} · {blocks}{duration(spent)} gone, "
+                f"about {duration(left)} left"
             )
 
     def _on_result(self, result: Any) -> None:
@@ -366,14 +366,14 @@ class SegmentDock(QWidget):
         if self.results is None:
             return
         made = dict(result.provenance)
-        note = {**self._note, "provenance": made, "python": _python(self._note, made)}
+        note = {**self._note, "provenance": made, "python": python_of(self._note, made)}
         self.results.finish(result, note)
         self.progress.setValue(1000)
         how = "Stopped" if made["cancelled"] else "Done"
         looks = f"{made['fixations']} fixations, " if result.path is not None else ""
         self.status.setText(
             f"{how}: {int(result.instances.max())} objects, {looks}"
-            f"{_duration(made['seconds'])} on {made['device']}"
+            f"{duration(made['seconds'])} on {made['device']}"
         )
 
     def _complain(self, error: Exception) -> None:
@@ -397,27 +397,3 @@ class SegmentDock(QWidget):
                 self.job.quit()
                 self.progress.setValue(0)
                 self.status.setText("Stopped when the dock was closed")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def _python(note: dict[str, Any], made: dict[str, Any]) -> str:
-    """Code that makes the same result from the same array."""
-    settings = {k: v for k, v in made["settings"].items() if v is not None}
-    tiling = settings.pop("tiling", None)
-    arguments = "".join(f", {k}={v!r}" for k, v in settings.items())
-    imports = "from napari_fovea import complete, segment\n"
-    if tiling is not None:
-        arguments += f", tiling=Tiling(**{tiling!r})"
-        imports += "from napari_fovea.inference import Tiling\n"
-    axes = made["image"]["axes"]
-    return (
-        f"{imports}"
-        f"result = complete(segment(image, {note['model_file']!r}, axes={axes!r}"
-        f"{arguments}))"
-    )
