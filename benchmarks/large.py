@@ -1,9 +1,10 @@
 """Images larger than memory: seconds, memory, and what blocks cost beside the whole.
 
-Each line of JSON is one run in a process of its own on a synthetic image on disk
-(nuclei of 1024² pixels, every fourth place of a lattice left empty), so that peak
-memory is that run's alone. The first line is the same model on an image in memory;
-speeds of the others are given as ratios to it.
+Each line of JSON is one run in a process of its own, so that peak memory is that run's
+alone, on a synthetic image on disk: a tile of nuclei of 1024² pixels again and again,
+with every fourth place of the lattice left empty. The first line is the same model on
+an image in memory; speeds of the others are given as ratios to it. Which precision was
+chosen is told; give one, or they may differ in it.
 """
 
 from __future__ import annotations
@@ -20,15 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import zarr
 
 from machine import tell
 from napari_fovea import Model, complete, segment
+from napari_fovea.device import Backend
 from napari_fovea.sample_data import make_nuclei
 from napari_fovea.scale import segment_large
 
 _TILE = 1024
+_PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 def main() -> None:
@@ -39,6 +41,7 @@ def main() -> None:
     parser.add_argument("--memory-side", type=int, default=4096)
     parser.add_argument("--workers", type=int, default=0, help="also with as many")
     parser.add_argument("--chunk", type=int)
+    parser.add_argument("--precision", default="auto", choices=["auto", *_PRECISIONS])
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -50,7 +53,8 @@ def main() -> None:
 
 def compare(arguments: argparse.Namespace, folder: Path) -> None:
     """Run every case in a process of its own, and tell."""
-    given = {"model": arguments.model, "chunk": arguments.chunk}
+    names = ("model", "chunk", "precision")
+    given = {name: getattr(arguments, name) for name in names}
     side = arguments.memory_side
     whole = apart(source=str(synthetic(folder, side)), whole=True, **given)
     speed = side**2 / whole["seconds"]
@@ -62,24 +66,31 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         figures = {"shape": (side, side), **one, "speed_over_memory": round(ratio, 3)}
         tell("large", figures)
         if arguments.workers:
-            output = str(folder / f"{side}.workers.zarr")
+            many_output = str(folder / f"{side}.workers.zarr")
             many = apart(
-                source=source, output=output, workers=arguments.workers, **given
+                source=source, output=many_output, workers=arguments.workers, **given
             )
-            # A process takes all cores for its sums; a worker has its share of them.
             threads = max(1, (os.cpu_count() or 1) // arguments.workers)
-            output = str(folder / f"{side}.share.zarr")
-            share = apart(source=source, output=output, threads=threads, **given)
+            output = str(folder / f"{side}.worker.zarr")
+            alone = apart(
+                source=source, output=output, workers=1, threads=threads, **given
+            )
             figures = {"shape": (side, side), "workers": arguments.workers, **many}
             seconds = many["seconds"]
             times = {
                 "speed_over_one_process": round(one["seconds"] / seconds, 3),
-                "speed_over_one_of_as_many_threads": round(
-                    share["seconds"] / seconds, 3
-                ),
+                "speed_over_one_worker": round(alone["seconds"] / seconds, 3),
                 "threads_of_a_worker": threads,
+                "same_output": same(output, many_output),
             }
             tell("large, workers", figures | times)
+
+
+def same(one: str, other: str) -> bool:
+    """Tell whether two runs have found the same objects, pixel by pixel."""
+    a, b = (zarr.open_array(f"{path}/labels/instances/0") for path in (one, other))
+    rows = range(0, a.shape[0], _TILE)
+    return all(np.array_equal(a[y : y + _TILE], b[y : y + _TILE]) for y in rows)
 
 
 def synthetic(folder: Path, side: int) -> Path:
@@ -114,6 +125,7 @@ def child(
     model: str,
     *,
     chunk: int | None,
+    precision: str,
     output: str | None = None,
     workers: int | None = None,
     threads: int | None = None,
@@ -121,21 +133,27 @@ def child(
 ) -> dict[str, Any]:
     """Segment, and tell seconds and the peak of resident memory."""
     if threads:
+        import torch
+
         torch.set_num_threads(threads)
     loaded = Model.load(model)
     complete(segment(make_nuclei((256, 256))[0], loaded))  # warm up
+    backend = Backend(precision=precision)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     image = zarr.open_array(source, mode="r")[...] if whole else None
     started = time.perf_counter()
     figures: dict[str, Any] = {}
     if whole:
-        result = complete(segment(image, loaded))
+        result = complete(segment(image, loaded, device=backend))
         figures["objects"] = int(result.instances.max())
     else:
         result = complete(
-            segment_large(source, loaded, output, chunk=chunk, workers=workers)
+            segment_large(
+                source, loaded, output, chunk=chunk, workers=workers, device=backend
+            )
         )
         figures |= {"objects": result.objects, "blocks": result.provenance["blocks"]}
+    figures["precision"] = result.provenance["precision"]
     figures["seconds"] = round(time.perf_counter() - started, 2)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     figures["peak_resident_gib"] = round(peak / 2**20, 2)

@@ -6,6 +6,7 @@ neither torch nor Qt.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     from napari_fovea.models import Model
     from napari_fovea.retina import FocusPath, RetinaGrid
     from napari_fovea.scale import segment_large
+
+# Fresh memory comes by pages, and features of large planes take so many that fetching
+# them took longer than half of the networks' sums. Torch asks for huge ones, on Linux,
+# if it is told so before it is imported; it looks once.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 _HOMES = {
     "AttentionMap": "inference",

@@ -186,9 +186,13 @@ def _classes(
 
 def _most_probable(classes: torch.Tensor) -> NDArray[np.uint8]:
     """Class of each pixel; where background is as probable as any, background."""
-    labels = classes.argmax(0)
-    labels[classes[0] >= classes.amax(0)] = 0
-    return labels.to(torch.uint8).cpu().numpy()
+    # Torch's own argmax over a leading axis is hundreds of times slower on a CPU.
+    best = classes[0].clone()
+    labels = torch.zeros_like(best, dtype=torch.uint8)
+    for index, probability in enumerate(classes[1:], start=1):
+        labels[probability > best] = index
+        torch.maximum(best, probability, out=best)
+    return labels.cpu().numpy()
 
 
 def preview(

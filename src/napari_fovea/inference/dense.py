@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
-from napari_fovea.device import PRECISIONS, fast_precision, ran_out
+from napari_fovea.device import PRECISIONS, ran_out
 from napari_fovea.images import resize
 from napari_fovea.inference.needs import LEAST, needs
 from napari_fovea.inference.reading import Choice, Seen, Step
@@ -104,9 +104,8 @@ class DenseReader:
             return None
         runner = self.runner
         multiple = int(getattr(self.model.network, "multiple", 1))
-        # Whether 16 bits are good enough is not known yet; mostly they are.
-        asked = PRECISIONS.get(runner.backend.precision)
-        dtype = asked or fast_precision(runner.device)
+        # Whether 16 bits are good enough is not known yet.
+        dtype = PRECISIONS.get(runner.backend.precision) or torch.float32
         need = needs(self.model.network, dtype, multiple=multiple)
         return need.side(runner.backend.allowance(runner.device), multiple=multiple)
 

@@ -158,7 +158,8 @@ def segment(
         max(1, round(planes.shape[0] * factor)),
         max(1, round(planes.shape[1] * factor)),
     )
-    if backend.precision == "auto" and len(planes) * math.prod(shape) <= _LITTLE:
+    little = len(planes) * math.prod(shape) <= _LITTLE
+    if backend.precision == "auto" and little:
         backend = replace(backend, precision="float32")
     reader = reader_for(
         model,
@@ -214,7 +215,7 @@ def segment(
                 break
         told = reader.runner.told
     finally:
-        if where.type != "cpu" or reader.runner.retreat.told:
+        if where.type != "cpu" or reader.runner.retreat.told or not little:
             devices.give_back()
     path = store.path(grid=grid) if grid is not None else None
     settings = {

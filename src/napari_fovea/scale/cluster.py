@@ -8,7 +8,6 @@ another; that one writes the same into the same chunks.
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager, suppress
@@ -169,6 +168,8 @@ def _connected(
     workers: int | None, scheduler: str | None
 ) -> Iterator[tuple[Any, int | None]]:
     """Connect to workers; tell how many threads each may use, if they are ours."""
+    import torch
+
     try:
         import dask
         from distributed import Client, LocalCluster
@@ -196,7 +197,8 @@ def _connected(
         stack.enter_context(dask.config.set(settings))
         stack.enter_context(_quiet())
         if workers is not None:
-            threads = max(1, (os.cpu_count() or 1) // workers)
+            # Cores that this process may use, or as many as it was told to.
+            threads = max(1, torch.get_num_threads() // workers)
             cluster = LocalCluster(
                 n_workers=workers,
                 threads_per_worker=1,

@@ -56,26 +56,28 @@ def roi_align(
         # (R, points, 2): where the points of a box lie, in x and in y
         where = corner[:, None] + side[:, None] * (steps / points)[None, :, None]
         limit = where.new_tensor((width, height))
-        counts = (where >= -1) & (where <= limit)  # (R, points, 2)
-        unit = (2 * where + 1) / limit - 1  # the map's edges at −1 and 1
-        shape = (rois, points, points)
-        grid = torch.stack(
-            (
-                unit[:, None, :, 0].expand(shape),
-                unit[:, :, None, 1].expand(shape),
-            ),
-            dim=-1,
-        )  # (R, points, points, 2)
-        sampled = functional.grid_sample(
-            features[None].float(),
-            grid.view(1, rois * points, points, 2),
-            padding_mode="border",
-            align_corners=False,
-        )  # (1, C, R·points, points)
-        sampled = sampled.view(depth, rois, points, points).transpose(0, 1)
-        inside = counts[:, :, None, 1] & counts[:, None, :, 0]  # (R, points, points)
-        sampled = sampled * inside[:, None]
-        return functional.avg_pool2d(sampled, _SAMPLES)  # (R, C, size, size)
+        inside = (where >= -1) & (where <= limit)
+        where = where.clamp(min=0).minimum(limit - 1)
+        before = where.floor()
+        after = (before + 1).minimum(limit - 1)
+        share = where - before
+        # Along each axis a bin takes its share of two cells for each of its points,
+        # and the cells of a bin are what the one axis and the other have taken.
+        taken = torch.stack((before, after), -1).long().transpose(1, 2)
+        worth = torch.stack((1 - share, share), -1) * inside[..., None] / _SAMPLES
+        taken = taken.reshape(rois, 2, size, 2 * _SAMPLES)
+        worth = worth.transpose(1, 2).reshape(rois, 2, size, 2 * _SAMPLES)
+        (across, down), (wide, high) = taken.unbind(1), worth.unbind(1)
+        cells = down[:, :, None, :, None] * width + across[:, None, :, None, :]
+        weights = high[:, :, None, :, None] * wide[:, None, :, None, :]
+        bins = rois * size**2
+        pooled = functional.embedding_bag(
+            cells.view(bins, -1),
+            features.float().permute(1, 2, 0).reshape(height * width, depth),
+            mode="sum",
+            per_sample_weights=weights.view(bins, -1),
+        )  # (R·size·size, C)
+        return pooled.view(rois, size, size, depth).permute(0, 3, 1, 2)
 
 
 def levels_of(boxes: torch.Tensor, *, canonical: float, levels: int) -> torch.Tensor:
