@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from fresh import paper
 from machine import ceilings, picture, tell
 from napari_fovea import Model
 from napari_fovea.inference.scanning import default_budget, inference_network, scanning
-from napari_fovea.networks import build, named_configs
 from napari_fovea.retina import FUSIONS, POLICIES, CropLook
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def main() -> None:
         return
     most = ceilings(arguments.device)
     for name in arguments.networks:
-        model = Model.load(arguments.model) if name == "small" else paper()
+        model = Model.load(arguments.model) if name == "small" else paper("retina-vgg")
         for size in arguments.sizes:
             height, width = map(int, size.split("x"))
             image = torch.from_numpy(picture((height, width))).expand(3, -1, -1)
@@ -62,15 +62,6 @@ def main() -> None:
                     measure(name, model, image, policy, arguments.repeats, most)
     command = [sys.executable, __file__, "--model", arguments.model]
     subprocess.run([*command, "--memory-of", "8192"], check=True)
-
-
-def paper() -> Model:
-    """Build the paper's network, untrained but sure enough to take long steps."""
-    torch.manual_seed(0)
-    network = build("retina-vgg", named_configs("retina-vgg")["paper"])
-    # H = 0.25 nats, of which a step of 82 % of a subarea follows.
-    network.head[-1].bias.data.view(-1, 2)[:, 0] = 2.6
-    return Model("paper", network.eval(), ("background", "cell"), (0, 1))
 
 
 def measure(

@@ -2,8 +2,8 @@
 
 Prints one JSON line: seconds of both at the same number of fixations, in one process
 and turn by turn; of the shared trunk also those of a second scan of the same image,
-which reads the features of the first. How well both do on the
-validation images is what ``benchmarks/nuclei.py`` tells.
+which reads the features of the first. How well both do on the validation images is what
+``benchmarks/nuclei.py`` tells.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from fresh import paper
 from machine import picture, tell
 from napari_fovea import Model
 from napari_fovea.inference import trunk
@@ -28,14 +29,20 @@ def main() -> None:
     parser.add_argument("--crops", default="retina-nuclei")
     parser.add_argument("--side", type=int, default=1024)
     parser.add_argument("--policy", default="seek", choices=list(POLICIES))
+    parser.add_argument(
+        "--paper", action="store_true", help="networks of the paper's size, untrained"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     image = torch.from_numpy(picture((arguments.side, arguments.side)))
     image = image.expand(3, -1, -1)
-    models = {
-        "crops": Model.load(arguments.crops),
-        "shared": Model.load(arguments.shared),
-    }
+    if arguments.paper:
+        models = {"crops": paper("retina-vgg"), "shared": paper("retina-shared")}
+    else:
+        models = {
+            "crops": Model.load(arguments.crops),
+            "shared": Model.load(arguments.shared),
+        }
     networks = {k: inference_network(m, image.device) for k, m in models.items()}
     sizes = {"crops": 32, "shared": 256}
     # Each scans an image that is new to it; "again" is the one it has seen.
@@ -65,6 +72,7 @@ def main() -> None:
                 seconds[key].append(time.perf_counter() - started)
     best = {key: min(times) for key, times in seconds.items()}
     figures: dict[str, Any] = {
+        "networks": [models[key].name for key in ("crops", "shared")],
         "side": arguments.side,
         "policy": arguments.policy,
         "fixations": fixations,

@@ -213,4 +213,5 @@ def tiled(
             retreat.batch(batch_size)
             batch_size = retreat.most or 1
     maps = attention.maps((height, width)) if attention is not None else {}
-    return Seen(*read_out(), attention=maps)
+    total /= weights.clamp(min=1e-6)  # in place: nobody adds to it any more
+    return Seen(total[:, :height, :width], weights[:height, :width], attention=maps)
