@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import json
+import subprocess
+import sys
 import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -246,6 +248,29 @@ def test_a_retina_that_learns_is_looked_through_anew(picture: np.ndarray) -> Non
     with torch.inference_mode():
         torch.testing.assert_close(look(crops), model.network(crops))
     assert (look(crops) - before).abs().max() > 0.5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep no heap")
+def test_memory_is_given_back_after_a_run() -> None:
+    # In a process of its own, whose memory nothing else has taken and left.
+    code = """
+import gc, psutil
+import numpy as np
+from napari_fovea import Model, complete, segment
+
+model = Model.load("focusnet-nuclei")
+image = np.random.default_rng(0).integers(0, 255, (1024, 1024), np.uint8)
+complete(segment(image[:256, :256], model, device="cpu"))
+before = psutil.Process().memory_info().rss
+for _ in range(2):
+    complete(segment(image, model, device="cpu"))
+    gc.collect()
+print((psutil.Process().memory_info().rss - before) / 2**20)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert float(done.stdout) < 150  # MiB; without giving back 300 to 500
 
 
 def test_what_nobody_holds_is_not_kept(picture: np.ndarray) -> None:

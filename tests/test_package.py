@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import sysconfig
@@ -29,6 +30,23 @@ def test_importing_brings_in_neither_torch_nor_qt() -> None:
         "print(sorted(heavy & set(sys.modules)))"
     )
     assert python(sys.executable, code).strip() == "[]"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="huge pages of Linux")
+@pytest.mark.parametrize("chosen", [None, "0"])
+def test_torch_is_told_to_take_huge_pages_unless_the_user_says_no(
+    chosen: str | None,
+) -> None:
+    code = (
+        "import mmap, napari_fovea, torch;"
+        "print(torch.empty(2**22).data_ptr() % mmap.PAGESIZE)"
+    )
+    name = "THP_MEM_ALLOC_ENABLE"
+    kept = {k: v for k, v in os.environ.items() if k != name}
+    told = python(
+        sys.executable, code, env=kept | ({name: chosen} if chosen else {})
+    ).strip()
+    assert (told == "0") == (chosen is None)
 
 
 def test_public_names_are_there_and_no_others() -> None:
