@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import dask.array as da
 import numpy as np
 import pytest
 import zarr
@@ -16,7 +18,13 @@ from conftest import tiny_model
 from following import followed
 from large import EXACT, dense, discs, finder, partition, segment_large, stored
 from napari_fovea import complete, segment
-from napari_fovea.errors import FoveaError, ImageError, ModelError, StoreError
+from napari_fovea.errors import (
+    ClusterError,
+    FoveaError,
+    ImageError,
+    ModelError,
+    StoreError,
+)
 from napari_fovea.scale import (
     Finished,
     Joining,
@@ -24,6 +32,7 @@ from napari_fovea.scale import (
     Segmenting,
     open_source,
 )
+from napari_fovea.scale.job import Job
 from napari_fovea.scale.store import Store
 from napari_fovea.scale.work import Work
 
@@ -432,14 +441,89 @@ def test_what_is_not_ours_is_not_touched(
         run(own / "uncertainty", finder(), own, overwrite=True)
 
 
-def test_two_runs_do_not_write_the_same(tmp_path: Path, source: Path) -> None:
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_two_runs_do_not_write_the_same(
+    tmp_path: Path, source: Path, overwrite: bool
+) -> None:
     path = tmp_path / "out.zarr"
-    first = segment_large(source, finder(), path, chunk=64)
-    next(first)
-    with pytest.raises(StoreError, match="written by another run"):
-        run(source, finder(), path)
-    assert complete(first).objects
-    assert run(source, finder(), path).objects
+    expected = run(source, finder(), tmp_path / "one.zarr")
+    for _ in range(2):  # into an empty place, and over the result
+        first = segment_large(source, finder(), path, chunk=64, overwrite=True)
+        next(first)
+        with pytest.raises(StoreError, match="written by another run"):
+            run(source, finder(), path, overwrite=overwrite)
+        found = complete(first)
+        np.testing.assert_array_equal(found.instances[0][...], expected.instances[0])
+        assert not (path / ".work").exists()
+
+
+def test_what_is_refused_leaves_an_earlier_result_as_it_was(
+    tmp_path: Path, source: Path
+) -> None:
+    path = tmp_path / "out.zarr"
+    before = run(source, finder(), path)
+    how: dict[str, Any]
+    for how in (
+        {"scheduler": "nonsense://x"},
+        {"workers": 0},
+        {"near": (1,)},
+        {"level": 9},
+        {"budget": 0},
+    ):
+        with pytest.raises(FoveaError):
+            run(source, dense(), path, overwrite=True, **how)
+    lock, large = threading.Lock(), np.zeros((2**12, 2**11), np.uint8)
+    for image in (
+        discs((160, 220))[0],
+        da.from_array(large, chunks=512),
+        da.ones((160, 220)).map_blocks(lambda b: (lock, b)[1]),
+    ):
+        with pytest.raises(ClusterError, match="workers"):
+            run(image, dense(), path, overwrite=True, workers=1)
+    after = run(source, finder(), path)
+    assert after.provenance == before.provenance
+    np.testing.assert_array_equal(after.instances[0], before.instances[0])
+    nowhere = tmp_path / "nowhere.zarr"
+    with pytest.raises(ClusterError):
+        run(source, finder(), nowhere, scheduler="nonsense://x")
+    assert not nowhere.exists()
+
+
+def test_a_block_of_a_run_that_was_given_up_is_not_written(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A worker may still be at it when another run has begun in the same place.
+    path = tmp_path / "out.zarr"
+    late = []
+    write = Job.write
+    with monkeypatch.context() as patched:
+        patched.setattr(Job, "write", lambda job, found: late.append((job, found)))
+        complete_but_for_writing = segment_large(source, finder(), path, chunk=64)
+        while not late:
+            next(complete_but_for_writing)
+        complete_but_for_writing.close()
+    dull = stored(tmp_path / "dull.zarr", np.full((160, 220), 9, np.uint8))
+    new = segment_large(dull, finder(), path, chunk=64, overwrite=True)
+    next(new)
+    for job, found in late:
+        with pytest.raises(StoreError, match="another run's by now"):
+            write(job, found)
+    result = complete(new)
+    assert result.objects == 0
+    assert not result.labels[0][...].any()
+
+
+def test_chunks_that_were_never_written_are_told(tmp_path: Path, source: Path) -> None:
+    array = zarr.open_array(source)
+    last = [max(int(p.name) for p in (source / "c").iterdir())]
+    shutil.rmtree(source / "c" / str(*last))
+    missing = array.nchunks - array.nchunks_initialized
+    opened = next(segment_large(source, finder(), tmp_path / "out.zarr", chunk=64))
+    assert opened.note.startswith(f"{missing} of the {array.nchunks} chunks of in.zarr")
+    told = run(source, finder(), tmp_path / "two.zarr").provenance["source"]
+    assert (told["unwritten_chunks"], told["chunks"]) == (missing, array.nchunks)
+    whole = stored(tmp_path / "whole.zarr", discs((160, 220))[0])
+    assert next(segment_large(whole, finder(), tmp_path / "three", chunk=64)).note == ""
 
 
 def test_a_store_that_is_taken_apart_while_it_is_written_says_so(

@@ -55,7 +55,7 @@ def test_workers_give_what_one_process_gives_even_if_one_is_killed(
     model = dense()
     how: dict[str, Any] = {"chunk": 64, "probabilities": True}
     before = torch.get_num_threads()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))  # as each worker has
+    torch.set_num_threads(max(1, before // 2))  # as each worker has
     expected = complete(segment_large(source, model, tmp_path / "one", **how))
     torch.set_num_threads(before)
     killed: set[int] = set()
@@ -187,3 +187,15 @@ def test_an_array_in_memory_stays_in_its_process(tmp_path: Path) -> None:
     image = discs((160, 220))[0]
     with pytest.raises(ClusterError, match="in the memory of this process"):
         complete(segment_large(image, dense(), tmp_path / "o", chunk=64, workers=2))
+
+
+def test_a_worker_that_does_not_find_the_image_says_so(
+    tmp_path: Path, source: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster._unpacked.cache_clear()
+    path = tmp_path / "out.zarr"
+    run = segment_large(source, dense(), path, chunk=64, scheduler=address)
+    next(run)
+    source.rename(tmp_path / "elsewhere.zarr")
+    with pytest.raises(ClusterError, match="does not find what this process finds"):
+        complete(run)

@@ -83,6 +83,27 @@ def test_blocks_near_a_place_come_first() -> None:
         plan.nearest(left, (1,))
 
 
+@given(
+    st.tuples(st.integers(1, 3), st.integers(32, 300), st.integers(32, 300)),
+    st.sampled_from([32, 64, 96]),
+    st.lists(st.floats(-50, 400), min_size=2, max_size=3),
+    st.data(),
+)
+def test_the_nearest_block_is_what_the_loop_says(
+    shape: tuple[int, int, int], chunk: int, near: list[float], data: st.DataObject
+) -> None:
+    plan = cut(shape[0], shape[1:], halo=32, chunk=chunk)
+    among = data.draw(st.sets(st.integers(0, len(plan) - 1), min_size=1))
+
+    def away(index: int) -> tuple[float, float, int]:
+        block = plan[index]
+        planes = abs(block.plane - near[0]) if len(near) == 3 else block.plane
+        y, x = (sum(span) / 2 for span in (block.rows, block.columns))
+        return planes, float(np.hypot(y - near[-2], x - near[-1])), index
+
+    assert plan.nearest(among, tuple(near)) == min(among, key=away)
+
+
 @pytest.mark.parametrize("side", [2000, 20_000, 100_000])
 def test_the_result_is_shrunk_until_a_plane_can_be_seen_at_once(side: int) -> None:
     plan = cut(1, (side, side), halo=96)

@@ -93,6 +93,8 @@ def segment_into(
     with progress_bar() as progress:
         opened = next(run)
         assert isinstance(opened, Opened)
+        if opened.note:
+            out.print(opened.note)
         if 0 < opened.finished < opened.blocks:
             kept = f"{opened.finished} of {opened.blocks} blocks"
             out.print(f"{output} holds {kept} of an earlier run: going on")
@@ -106,10 +108,8 @@ def segment_into(
     for failure in result.failures:
         complain("failed", f"{failure.block}: {failure.reason}")
     done = opened.blocks - len(result.failures)
-    out.print(
-        f"{result.objects} objects in {done} of {opened.blocks} blocks segmented into "
-        f"{output}"
-    )
+    count = "1 object" if result.objects == 1 else f"{result.objects} objects"
+    out.print(f"{count} in {done} of {opened.blocks} blocks segmented into {output}")
     if result.failures:
         out.print(f"{len(result.failures)} blocks failed: run this again to redo them")
         raise typer.Exit(1)

@@ -8,14 +8,13 @@ another; that one writes the same into the same chunks.
 from __future__ import annotations
 
 import logging
-import pickle
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from napari_fovea.errors import ClusterError, sentence
+from napari_fovea.errors import ClusterError, FoveaError, sentence
 from napari_fovea.inference import complete
 from napari_fovea.models import Model
 from napari_fovea.scale.job import Failure, Job
@@ -25,72 +24,82 @@ if TYPE_CHECKING:
 
     from napari_fovea.scale.plan import Block
     from napari_fovea.scale.result import Finished, Tally
+    from napari_fovea.scale.source import Source
 
 _PATIENCE = 10  # seconds for a scheduler and its first worker
 _STARTING = 60  # seconds for workers of our own: a busy machine is slow to start them
 _ATTEMPTS = 10  # deaths of workers over one block until it is left out
 _AHEAD = 2  # blocks given to each thread of a worker, so that none has to wait
+_MOST_SENT = 2**22  # bytes of a description of an image, which go with every block
 _TICK = 0.5  # seconds between two looks at whether it was cancelled
 
 
-def blocks_on_workers(
-    job: Job,
-    todo: set[int],
-    tally: Tally,
-    *,
-    near: Callable[[], tuple[float, ...] | None],
-    cancelled: Callable[[], bool],
-    workers: int | None,
-    scheduler: str | None,
-) -> Generator[Finished, None, None]:
-    """Segment blocks on workers of dask; see `blocks_here`.
+@dataclass(frozen=True)
+class Crew:
+    """Workers that are there, ready for blocks; see `gathered`.
 
-    Parameters
+    Attributes
     ----------
-    job, todo, tally, near, cancelled
-        See `blocks_here`; ``near`` is asked before a block is given to a worker.
-    workers : int, optional
-        Processes to start on this machine.
-    scheduler : str, optional
-        Address of a scheduler that is running, in place of these.
-
-    Raises
-    ------
-    ClusterError
-        If there are no such workers, or they are lost.
-    OSError
-        If a block cannot be written.
+    client : distributed.Client
+        Connected to their scheduler.
+    threads : int or None
+        What each may use, if they are ours.
     """
-    if job.source.in_memory:
-        raise ClusterError(
-            "The image is an array in the memory of this process; expected one that "
-            "workers can open too: save it as zarr or TIFF, or leave the workers out."
-        )
-    if not todo:
-        return
-    file = job.store.work.path / "model.safetensors"
-    if isinstance(job.model, Model):
-        job.model.save(file)
-    sent = replace(job, model=file.absolute(), path=job.path.absolute())
-    with _connected(workers, scheduler) as (client, threads):
-        packed, left = pickle.dumps(sent), set(todo)
+
+    client: Any
+    threads: int | None
+
+    def blocks(
+        self,
+        job: Job,
+        todo: set[int],
+        tally: Tally,
+        *,
+        near: Callable[[], tuple[float, ...] | None],
+        cancelled: Callable[[], bool],
+    ) -> Generator[Finished, None, None]:
+        """Segment blocks; see `blocks_here`.
+
+        ``near`` is asked before a block is given to a worker.
+
+        Raises
+        ------
+        ClusterError
+            If workers are lost, or cannot do it.
+        OSError
+            If a block cannot be written.
+        """
+        import cloudpickle
+
+        client = self.client
+        file = job.store.work.path / "model.safetensors"
+        if isinstance(job.model, Model):
+            job.model.save(file)
+        sent = replace(job, model=file.absolute(), path=job.path.absolute())
+        packed, left = cloudpickle.dumps(sent), set(todo)
         running: dict[Any, Block] = {}
-        while (left or running) and not cancelled():
-            with _reached():
-                room = max(1, sum(client.nthreads().values())) * _AHEAD
-                while left and len(running) < room:
-                    block = job.plan[job.plan.nearest(left, near())]
-                    left.remove(block.index)
-                    future = client.submit(
-                        _segment_block, packed, block.index, threads, pure=False
-                    )
-                    running[future] = block
-                done = _completed(client, list(running))
-            for future in done:
-                block = running.pop(future)
-                yield tally.finished(block, _outcome(future, block))
-        with suppress(OSError):  # whoever is lost does nothing more
-            client.cancel(list(running))
+        try:
+            while (left or running) and not cancelled():
+                with _reached():
+                    room = max(1, sum(client.nthreads().values())) * _AHEAD
+                    while left and len(running) < room:
+                        block = job.plan[job.plan.nearest(left, near())]
+                        left.remove(block.index)
+                        future = client.submit(
+                            _segment_block,
+                            packed,
+                            block.index,
+                            self.threads,
+                            pure=False,
+                        )
+                        running[future] = block
+                    done = _completed(client, list(running))
+                for future in done:
+                    block = running.pop(future)
+                    yield tally.finished(block, _outcome(future, block))
+        finally:
+            with suppress(OSError):  # whoever is lost does nothing more
+                client.cancel(list(running))
 
 
 def _segment_block(packed: bytes, index: int, threads: int | None) -> str | None:
@@ -100,6 +109,7 @@ def _segment_block(packed: bytes, index: int, threads: int | None) -> str | None
     if threads is not None:
         torch.set_num_threads(threads)
     job = _unpacked(packed)
+    job.check()
     block = job.plan[index]
     try:
         found = complete(job.segment(block, job.read(block)))
@@ -112,7 +122,9 @@ def _segment_block(packed: bytes, index: int, threads: int | None) -> str | None
 @lru_cache(maxsize=1)
 def _unpacked(packed: bytes) -> Job:
     """Unpack a job once per worker, so that its model stays loaded."""
-    job = pickle.loads(packed)
+    import cloudpickle
+
+    job = cloudpickle.loads(packed)
     assert isinstance(job, Job)
     return job
 
@@ -139,6 +151,12 @@ def _outcome(future: Any, block: Block) -> Failure | None:
         return Failure(block, "Its workers died, one after another: is memory short?")
     except OSError:  # it cannot be written
         raise
+    except FoveaError as error:
+        raise ClusterError(
+            "A worker does not find what this process finds: "
+            f"{str(error).rstrip('.')}; expected image and output under the same names "
+            "wherever workers are: mount them there, or use workers of this machine."
+        ) from error
     except Exception as error:
         raise ClusterError(
             f"A worker cannot run napari-fovea ({type(error).__name__}: {error}); "
@@ -164,10 +182,25 @@ def _lost() -> ClusterError:
 
 
 @contextmanager
-def _connected(
-    workers: int | None, scheduler: str | None
-) -> Iterator[tuple[Any, int | None]]:
-    """Connect to workers; tell how many threads each may use, if they are ours."""
+def gathered(
+    source: Source, *, workers: int | None, scheduler: str | None
+) -> Iterator[Crew]:
+    """Gather workers for an image; nothing is written yet.
+
+    Parameters
+    ----------
+    source : Source
+        The image, which they have to open too.
+    workers : int, optional
+        Processes to start on this machine.
+    scheduler : str, optional
+        Address of a scheduler that is running, in place of these.
+
+    Raises
+    ------
+    ClusterError
+        If there are no such workers, or the image cannot be sent to them.
+    """
     import torch
 
     try:
@@ -178,6 +211,7 @@ def _connected(
             "Workers need the package distributed, which is not installed: install "
             "napari-fovea[cluster], or leave the workers out."
         ) from error
+    _check_sent(source)
     both = (workers is None) == (scheduler is None)
     if both or (workers is not None and workers < 1):
         raise ClusterError(
@@ -221,7 +255,27 @@ def _connected(
                 "is running, such as tcp://localhost:8786: start 'dask scheduler' and "
                 "'dask worker', or use workers of this machine."
             ) from error
-        yield client, threads
+        yield Crew(client, threads)
+
+
+def _check_sent(source: Source) -> None:
+    """Raise ClusterError if an image cannot be sent to workers, or is too large."""
+    import cloudpickle
+
+    if not source.in_memory:
+        try:
+            size = len(cloudpickle.dumps(source))
+        except Exception as error:  # whatever its makers did not foresee
+            raise ClusterError(
+                f"The image cannot be sent to workers ({type(error).__name__}); "
+                "expected one that they can open: save it as zarr or TIFF, or leave "
+                "the workers out."
+            ) from error
+    if source.in_memory or size > _MOST_SENT:
+        raise ClusterError(
+            "The image is an array in the memory of this process; expected one that "
+            "workers can open too: save it as zarr or TIFF, or leave the workers out."
+        )
 
 
 @contextmanager

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_fovea.device import Backend
+from napari_fovea.errors import StoreError
 from napari_fovea.inference import Started, segment
 from napari_fovea.models import Model
-from napari_fovea.scale.store import Store, Written
+from napari_fovea.scale.store import Store, Written, run_of
 from napari_fovea.scale.work import Objects, objects_of
 
 if TYPE_CHECKING:
@@ -108,6 +109,8 @@ class Job:
         How to segment.
     probabilities : bool
         Whether these are kept.
+    run : str
+        Which run the store has to belong to.
     """
 
     source: Source
@@ -118,6 +121,7 @@ class Job:
     limits: tuple[float, float]
     settings: Settings
     probabilities: bool = False
+    run: str = ""
 
     @cached_property
     def store(self) -> Store:
@@ -212,10 +216,29 @@ class Job:
             },
         )
 
+    def check(self) -> None:
+        """Raise StoreError if the store is gone, or another run has replaced it.
+
+        A worker may still be at a block of a run that has been given up.
+        """
+        if run_of(self.path) != self.run:
+            raise StoreError(
+                f"{self.path} is not there, or is another run's by now; expected to be "
+                "left alone while it is written: run this again."
+            )
+
     def write(self, found: Found) -> None:
-        """Write what was found, and note that the block is finished."""
+        """Write what was found, and note that the block is finished.
+
+        Raises
+        ------
+        StoreError
+            If the store is gone, or another run has replaced it.
+        """
+        self.check()
         if found.written is not None:
             self.store.write(found.block, found.written)
+        self.check()
         self.store.work.keep(found.block, found.objects, found.facts)
 
 

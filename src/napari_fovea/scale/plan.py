@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from napari_fovea.errors import ImageError
 from napari_fovea.inference.dense import default_tiling
 from napari_fovea.inference.detect import TILING
@@ -176,13 +178,19 @@ class Plan:
                 "pixel, or its plane, row and column."
             )
 
-        def distance(index: int) -> tuple[float, float, int]:
-            block = self[index]
-            planes = block.plane - near[0] if len(near) == 3 else block.plane
-            y, x = (sum(s) / 2 for s in (block.rows, block.columns))
-            return abs(planes), math.hypot(y - near[-2], x - near[-1]), index
-
-        return min(among, key=distance)
+        # Of a long stack there may be many, and this is asked before every block.
+        index = np.sort(np.fromiter(among, np.int64, len(among)))
+        rows, columns = self.grid
+        plane, rest = np.divmod(index, rows * columns)
+        centres = [
+            (place * core + np.minimum((place + 1) * core, length)) / 2
+            for place, core, length in zip(
+                np.divmod(rest, columns), self.core, self.shape, strict=True
+            )
+        ]
+        away = np.hypot(centres[0] - near[-2], centres[1] - near[-1])
+        planes = np.abs(plane - near[0]) if len(near) == 3 else plane
+        return int(index[np.lexsort((away, planes))[0]])
 
 
 def cut(planes: int, shape: tuple[int, int], *, halo: int, chunk: int = CHUNK) -> Plan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from napari_fovea.scale.intensities import limits_of, marks_of
 from napari_fovea.scale.job import Job, Settings
 from napari_fovea.scale.plan import Plan, chunk_of, cut, halo_of
 from napari_fovea.scale.store import Store, look
-from napari_fovea.scale.work import Work
+from napari_fovea.scale.work import WORK, Work
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -85,6 +86,18 @@ class Prepared:
         """Shape of the result, stack axes first."""
         return (*self.level.lead, *self.level.plane)
 
+    @property
+    def note(self) -> str:
+        """What the user should know of the image, in a sentence, or nothing."""
+        source = self.provenance["source"]
+        if not source["unwritten_chunks"]:
+            return ""
+        return (
+            f"{source['unwritten_chunks']} of the {source['chunks']} chunks of "
+            f"{self.source.name} were never written and are taken for empty: if it is "
+            "not complete, wait until it is, and begin anew."
+        )
+
     def open(self, path: Path, *, overwrite: bool) -> tuple[Job, dict[str, Any]]:
         """Make the store, or go on with one that an earlier run has left.
 
@@ -111,7 +124,7 @@ class Prepared:
                     "expected a new name, or the run that it belongs to: choose "
                     "another name, or overwrite it."
                 )
-            if told["complete"] or Work(path / ".work", self.plan).ready:
+            if told["complete"] or Work(path / WORK, self.plan).ready:
                 return self._job(path, told), told
         limits = limits_of(self.source, self.index, self.model)
         record = {
@@ -121,6 +134,7 @@ class Prepared:
             "core": self.plan.core,
             "computed": self._choose(limits),
             "complete": False,
+            "run": uuid4().hex,
         }
         Store.create(
             path,
@@ -181,6 +195,7 @@ class Prepared:
             (low, high),
             settings,
             self.probabilities,
+            str(record.get("run", "")),
         )
 
 
@@ -228,6 +243,7 @@ def prepare(
         side = reader.largest if isinstance(reader, DenseReader) else None
         chunk = chunk or chunk_of(model, factor, halo, side=side)
         plan = cut(seen.planes, seen.plane, halo=halo, chunk=chunk)
+    unwritten, chunks = seen.unwritten
     provenance = provenance_of(model, planes, where, settings=sizes | reader.settings)
     provenance |= {
         "resized_by": factor,
@@ -235,6 +251,8 @@ def prepare(
             "name": str(source.path or source.name),
             "level": index,
             "levels": len(source.levels),
+            "unwritten_chunks": unwritten,
+            "chunks": chunks,
         },
         "blocks": {
             "count": len(plan),

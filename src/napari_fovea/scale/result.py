@@ -36,6 +36,8 @@ class Opened:
         Those that an earlier run has left.
     fraction : float
         How much of the whole is done, in [0, 1].
+    note : str
+        What should be known of the image, in a sentence; mostly nothing.
     """
 
     path: Path
@@ -43,6 +45,7 @@ class Opened:
     blocks: int
     finished: int
     fraction: float
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from napari_fovea.scale.prepare import check_apart, prepare
 from napari_fovea.scale.result import Event, Joining, LargeResult, Opened, Tally
 from napari_fovea.scale.source import Source, open_source
 from napari_fovea.scale.store import look
+from napari_fovea.scale.work import held
 
 if TYPE_CHECKING:
     import os
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from napari_fovea.device import Backend
     from napari_fovea.retina import Fusion, Policy
+    from napari_fovea.scale.cluster import Crew
     from napari_fovea.scale.job import Job
     from napari_fovea.scale.store import Store
 
@@ -123,7 +125,8 @@ def segment_large(
     with nullcontext(source) if own else open_source(source, axes=axes) as opened:
         check_apart(opened, path)
         with _telling(path):
-            left = None if overwrite else look(path)
+            left = look(path)
+        left = None if overwrite else left
         core = (left or {}).get("core")
         run = prepare(
             opened,
@@ -141,27 +144,36 @@ def segment_large(
             probabilities=probabilities,
         )
         total = len(run.plan)
-        with _telling(path):
-            job, told = run.open(path, overwrite=overwrite)
-        if told["complete"]:
-            yield Opened(path, run.shape, total, total, 1.0)
-            return _result(path, told)
-        store = job.store
-        with _telling(path), store.work.held():
+        if not callable(near):
+            run.plan.nearest((0,), near)  # that it is a place
+        with ExitStack() as stack:
+            crew = None
+            if not (left or {}).get("complete"):
+                # All that may be refused comes before what an earlier run has left
+                # is touched.
+                crew = stack.enter_context(_crew(opened, workers, scheduler))
+                with _telling(path):
+                    stack.enter_context(held(path))
+            with _telling(path):
+                job, told = run.open(path, overwrite=overwrite)
+            if told["complete"]:
+                yield Opened(path, run.shape, total, total, 1.0, run.note)
+                return _result(path, told)
+            store = job.store
             finished = store.work.finished()
             tally = Tally(total, len(finished), _BLOCKS)
-            yield Opened(path, run.shape, total, len(finished), tally.fraction)
+            yield Opened(
+                path, run.shape, total, len(finished), tally.fraction, run.note
+            )
             with _telling(path, tally):
-                blocks = _blocks(
+                yield from _blocks(
                     job,
                     set(range(total)) - finished,
                     tally,
+                    crew,
                     near=near if callable(near) else lambda: near,
                     cancelled=cancelled,
-                    workers=workers,
-                    scheduler=scheduler,
                 )
-                yield from blocks
                 objects = None
                 if tally.done + len(tally.failures) == total:
                     objects = yield from _joined(store, cancelled)
@@ -174,28 +186,32 @@ def segment_large(
                     job=job,
                 )
                 store.tell(record)
-        if record["complete"]:
-            store.clear()
-        return _result(path, record, tally)
+                if record["complete"]:
+                    store.clear()
+            return _result(path, record, tally)
+
+
+@contextmanager
+def _crew(
+    source: Source, workers: int | None, scheduler: str | None
+) -> Iterator[Crew | None]:
+    """Gather workers, if there are to be any."""
+    if workers is None and scheduler is None:
+        yield None
+        return
+    from napari_fovea.scale.cluster import gathered
+
+    with gathered(source, workers=workers, scheduler=scheduler) as crew:
+        yield crew
 
 
 def _blocks(
-    job: Job,
-    todo: set[int],
-    tally: Tally,
-    *,
-    workers: int | None,
-    scheduler: str | None,
-    **how: Any,
+    job: Job, todo: set[int], tally: Tally, crew: Crew | None, **how: Any
 ) -> Generator[Event, None, None]:
     """Segment blocks here, or wherever they are to be."""
-    if workers is None and scheduler is None:
+    if crew is None:
         return blocks_here(job, todo, tally, **how)
-    from napari_fovea.scale.cluster import blocks_on_workers
-
-    return blocks_on_workers(
-        job, todo, tally, workers=workers, scheduler=scheduler, **how
-    )
+    return crew.blocks(job, todo, tally, **how)
 
 
 def _joined(

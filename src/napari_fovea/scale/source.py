@@ -83,6 +83,18 @@ class Level:
             return _PRETENDED, _PRETENDED
         return int(of[self.axes.index("Y")]), int(of[self.axes.index("X")])
 
+    @property
+    def unwritten(self) -> tuple[int, int]:
+        """Pieces of a zarr array that were never written, and how many there are.
+
+        They read as its fill value: background that need not be stored, or the rest
+        of an image that is still being written.
+        """
+        if not hasattr(self.array, "nchunks_initialized"):
+            return 0, 0
+        count = int(self.array.nchunks)
+        return count - int(self.array.nchunks_initialized), count
+
     def read(self, plane: int, rows: slice, columns: slice) -> NDArray[np.generic]:
         """Read a part of one plane.
 

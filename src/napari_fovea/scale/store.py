@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from napari_fovea.errors import StoreError
 from napari_fovea.scale import ome, shrinking
-from napari_fovea.scale.work import Work
+from napari_fovea.scale.work import WORK, Work
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,7 +39,7 @@ _TYPES = {
     UNCERTAINTY: "float16",
     PROBABILITIES: "float16",
 }
-_OURS = ("labels", UNCERTAINTY, PROBABILITIES, ".work", "zarr.json")
+_OURS = ("labels", UNCERTAINTY, PROBABILITIES, "zarr.json")
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Store:
         self.path, self.plan = path, plan
         self._group = zarr.open_group(path, mode="r+", zarr_format=3)
         self._arrays: dict[str, Any] = {}
-        self.work = Work(path / ".work", plan)
+        self.work = Work(path / WORK, plan)
 
     @classmethod
     def create(
@@ -109,7 +110,7 @@ class Store:
         """
         import zarr
 
-        _remove(path)
+        _remove(path, plan)
         axes = level.stack + "YX"
         shape = (*level.lead, *level.plane)
         names = [CLASSES, INSTANCES, UNCERTAINTY]
@@ -160,7 +161,7 @@ class Store:
                 )
         labels = [name.split("/")[1] for name in names if "/" in name]
         group["labels"].attrs["ome"] = {"version": ome.VERSION, "labels": labels}
-        Work.create(path / ".work", plan)  # comes last: there is all that it needs
+        Work.create(path / WORK, plan)  # comes last: there is all that it needs
         return cls(path, plan)
 
     @property
@@ -235,7 +236,9 @@ def look(path: Path) -> dict[str, Any] | None:
     """
     import zarr
 
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if not path.exists() or (
+        path.is_dir() and {p.name for p in path.iterdir()} <= {WORK}
+    ):
         return None
     told: Any = None
     if (path / "zarr.json").is_file():
@@ -256,10 +259,23 @@ def look(path: Path) -> dict[str, Any] | None:
     return told
 
 
-def _remove(path: Path) -> None:
+def run_of(path: Path) -> str | None:
+    """Tell which run a store belongs to by now; None where there is no store.
+
+    It is read anew: the store may have been replaced since it was opened.
+    """
+    try:
+        told = json.loads((path / "zarr.json").read_bytes())
+        return str(told["attributes"][KEY].get("run", ""))
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _remove(path: Path, plan: Plan) -> None:
     """Remove a store; what else lies in its folder stays."""
     if look(path) is None:
         return
+    Work(path / WORK, plan).remove()
     for name in _OURS:
         part = path / name
         if part.is_dir():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from napari_fovea.scale.plan import Block, Plan
+
+WORK = ".work"
+"""Name of the folder, within that of the store."""
+
+_LOCK = "lock"
 
 SIDES = ("top", "bottom", "left", "right")
 
@@ -107,6 +112,42 @@ def objects_of(instances: NDArray[np.integer], block: Block, plan: Plan) -> Obje
     )
 
 
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Keep other runs away from a folder, whether there is a store in it or not.
+
+    Parameters
+    ----------
+    path : Path
+        Folder of the store.
+
+    Raises
+    ------
+    StoreError
+        If another run is at work here.
+    OSError
+        If nothing can be written here.
+    """
+    work = path / WORK
+    work.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(work / _LOCK, timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise StoreError(
+            f"{path} is being written by another run; expected to be the only one: "
+            "wait for it, or choose another name."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+        if {p.name for p in work.iterdir()} <= {_LOCK}:  # nothing begun, or all done
+            shutil.rmtree(work, ignore_errors=True)
+            with suppress(OSError):  # a store lies in it
+                path.rmdir()
+
+
 class Work:
     """A folder of what is finished: a file for each block, and its raw objects.
 
@@ -142,28 +183,6 @@ class Work:
     def ready(self) -> bool:
         """Whether it is there."""
         return (self.path / "blocks").is_dir()
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep other runs away.
-
-        Raises
-        ------
-        StoreError
-            If another run is at work here.
-        """
-        lock = FileLock(self.path / "lock", timeout=0, thread_local=False)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise StoreError(
-                f"{self.path.parent} is being written by another run; expected to be "
-                "the only one: wait for it, or choose another name."
-            ) from error
-        try:
-            yield
-        finally:
-            lock.release()
 
     def finished(self) -> set[int]:
         """Tell which blocks need not be done again."""
@@ -230,5 +249,10 @@ class Work:
             ) from error
 
     def remove(self) -> None:
-        """Remove it all."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove it all but what keeps other runs away."""
+        if self.path.is_dir():
+            for part in self.path.iterdir():
+                if part.is_dir():
+                    shutil.rmtree(part, ignore_errors=True)
+                elif part.name != _LOCK:
+                    part.unlink(missing_ok=True)

@@ -233,7 +233,7 @@ class LargeRun:
         """Show the store: empty, or with what an earlier run has left."""
         from napari_fovea.scale import LargeResult
 
-        self._shape = event.shape
+        self._shape, self._note = event.shape, event.note
         self.blocks = f"{event.finished} of {event.blocks} blocks · "
         if not self._fits:
             return
@@ -261,13 +261,16 @@ class LargeRun:
                 self._show("instances", result.instances, note).visible = True
                 classes.visible = False
             self.refresh()
-        said = "Stopped" if result.cancelled else f"Done: {result.objects} objects"
+        objects = "1 object" if result.objects == 1 else f"{result.objects} objects"
+        said = "Stopped" if result.cancelled else f"Done: {objects}"
         if not self._fits:
             said += f"; {self.source.name} has other axes now, so they are not shown"
         if result.failures:
             first, count = result.failures[0], len(result.failures)
             failed = "1 block failed" if count == 1 else f"{count} blocks failed, first"
             said += f"; {failed} {first.block}: {first.reason.rstrip('.')}"
+        if self._note:
+            said += f"; {self._note.rstrip('.')}"
         return f"{said}. Kept in {result.path}"
 
     def _show(self, role: str, arrays: Sequence[Any], note: dict[str, Any]) -> Layer:
