@@ -64,18 +64,28 @@ def test_a_large_image_is_segmented_resumed_and_replaced(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
-def test_a_command_that_is_killed_goes_on(tmp_path: Path, model: Path) -> None:
+@pytest.mark.parametrize("way", ["SIGKILL", "SIGINT"])
+def test_a_command_that_is_killed_goes_on(
+    tmp_path: Path, model: Path, way: str
+) -> None:
     source = stored(tmp_path / "in.zarr", discs((160, 220))[0])
     killed, whole = tmp_path / "killed.zarr", tmp_path / "whole.zarr"
     options = [source, "--model", model, "--chunk", 32, "--output"]
     command = [sys.executable, "-m", "napari_fovea.cli", "segment"]
-    process = subprocess.Popen([*command, *map(str, [*options, killed])])
+    process = subprocess.Popen(
+        [*command, *map(str, [*options, killed])], stderr=subprocess.PIPE, text=True
+    )
     while process.poll() is None:
         if len(list(killed.glob(".work/blocks/[0-9]*"))) > 2:
-            process.kill()
+            process.send_signal(getattr(signal, way))
             process.wait()
         time.sleep(0.01)
-    assert process.returncode == -signal.SIGKILL
+    _, told = process.communicate()
+    if way == "SIGKILL":
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 130
+        assert "keeps what is finished" in " ".join(told.split())
     done = call(*options, killed)
     assert done.exit_code == 0, done.output
     assert "of an earlier run: going on" in done.stdout
@@ -92,7 +102,7 @@ def test_a_command_that_is_killed_goes_on(tmp_path: Path, model: Path) -> None:
     [
         (["a.tif", "b.tif", "--output", "o.zarr"], "results of 2 images"),
         (["a.tif", "--output", "o.zarr", "--attention", "all"], "Attention maps"),
-        (["a.tif", "--output", "o.zarr", "--level", "x"], "no file"),
+        (["a.tif", "--output", "o.zarr", "--level", "x"], "is not there"),
         (["a.tif", "--output", "o", "--chunk", 64], "--chunk is for results"),
         (["a.tif", "--output", "o", "--overwrite"], "--overwrite is for results"),
         (["a.tif", "--output", "o", "--workers", 2], "--workers is for results"),

@@ -407,3 +407,11 @@ def test_the_command_tells_of_a_full_disk(
     assert isinstance(done.exception, OutputError)  # `main` makes a sentence of it
     assert "2 of 10 images are done" in str(done.exception)
     assert "2 images failed:" in done.stderr
+
+
+def test_a_tiff_without_a_page_is_damaged_and_not_empty(tmp_path: Path) -> None:
+    path = tmp_path / "cut.tif"
+    tifffile.imwrite(path, np.ones((64, 64), np.uint8))
+    path.write_bytes(path.read_bytes()[:4] + b"\xff\xff\xff\x7f")
+    with pytest.raises(ImageError, match=r"cut\.tif cannot be read as an image"):
+        read_image(path)

@@ -439,6 +439,9 @@ def test_what_is_not_ours_is_not_touched(
     own = run(source, finder(), tmp_path / "own.zarr").path
     with pytest.raises(StoreError, match="holds it"):
         run(own / "uncertainty", finder(), own, overwrite=True)
+    with pytest.raises(StoreError, match="lies in it"):
+        run(source, finder(), source / "result.zarr")
+    assert not (source / "result.zarr").exists()
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

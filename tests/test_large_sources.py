@@ -168,6 +168,30 @@ def test_a_pyramid_of_ome_tiff_knows_levels_channels_and_pixels(tmp_path: Path) 
             np.testing.assert_array_equal(whole(again, 1)[0], small)
 
 
+@pytest.mark.parametrize(
+    ("unit", "resolution", "expected"),
+    [
+        ("um", (4, 2), {"Y": 0.5, "X": 0.25}),
+        ("micron", (2, 2), {"Y": 0.5, "X": 0.5}),
+        ("inch", (300, 300), {"Y": 1, "X": 1}),
+        ("um", None, {"Y": 1, "X": 1}),
+    ],
+)
+def test_what_imagej_writes_in_micrometres_is_the_size_of_pixels(
+    tmp_path: Path,
+    unit: str,
+    resolution: tuple[int, int] | None,
+    expected: dict[str, float],
+) -> None:
+    path = tmp_path / "stack.tif"
+    tifffile.imwrite(
+        path, PICTURE[0], imagej=True, resolution=resolution, metadata={"unit": unit}
+    )
+    with open_source(path) as source:
+        scale = source.levels[0].scale
+        assert {a: scale.get(a, 1) for a in "YX"} == pytest.approx(expected)
+
+
 def test_a_list_of_arrays_is_a_pyramid() -> None:
     image = PICTURE[0]
     with open_source([image, da.from_array(image[::2, ::2])]) as source:
@@ -308,8 +332,8 @@ def _broken_tiff(folder: Path) -> Path:
         (_odd_metadata, "metadata that make no sense"),
         (_odd_axes, "Axes 'QYX'"),
         (_broken_tiff, "cannot be read as TIFF"),
-        (lambda folder: folder / "missing.zarr", "is no file"),
-        (lambda folder: folder / "missing.tif", "is no file"),
+        (lambda folder: folder / "missing.zarr", "is not there"),
+        (lambda folder: folder / "missing.tif", "is not there"),
         (lambda _: np.array(["a"]), "expected numbers"),
         (lambda _: da.zeros((0, 4)), "is empty"),
         (lambda _: [], "is empty"),

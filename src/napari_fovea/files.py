@@ -55,9 +55,13 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.generic]:
         raise ImageError(f"{path} is no file: check the name.")
     try:
         if path.suffix.lower() in (".tif", ".tiff"):
-            return np.asarray(tifffile.imread(path))
-        with path.open("rb") as file:  # which some decoders would leave open
-            return np.asarray(imageio.imread(file, extension=path.suffix.lower()))
+            image = np.asarray(tifffile.imread(path))
+        else:
+            with path.open("rb") as file:  # which some decoders would leave open
+                image = np.asarray(imageio.imread(file, extension=path.suffix.lower()))
+        if not image.size:  # tifffile passes over pages that it cannot find
+            raise ValueError("no pixels")
+        return image
     except Exception as error:  # every decoder has its own kinds
         raise ImageError(
             f"{path} cannot be read as an image ({type(error).__name__}); expected "

@@ -15,7 +15,7 @@ SUFFIX = ".zarr"
 
 # Options of segment for such an output.
 Chunk = Annotated[
-    int | None, typer.Option(min=1, help="Side of a block in pixels (.zarr only).")
+    int | None, typer.Option(min=32, help="Side of a block in pixels (.zarr only).")
 ]
 Level = Annotated[
     str | None, typer.Option(help="Level of a pyramid, or auto (.zarr only).")
@@ -70,7 +70,7 @@ def segment_into(
     Exit
         With 1, if blocks failed.
     """
-    from napari_fovea.scale import Opened, segment_large
+    from napari_fovea.scale import Finished, Opened, segment_large
 
     if len(images) != 1:
         raise FoveaError(
@@ -98,13 +98,28 @@ def segment_into(
         if 0 < opened.finished < opened.blocks:
             kept = f"{opened.finished} of {opened.blocks} blocks"
             out.print(f"{output} holds {kept} of an earlier run: going on")
+        elif opened.finished == opened.blocks:
+            out.print(f"{output} holds all blocks of an earlier run already")
         bar = progress.add_task(images[0].name, total=1.0)
         progress.update(bar, completed=opened.fraction)
+        finished = opened.finished
         try:
             while True:
-                progress.update(bar, completed=next(run).fraction)
+                event = next(run)
+                progress.update(bar, completed=event.fraction)
+                if isinstance(event, Finished):
+                    finished = event.done
         except StopIteration as end:
             result = end.value
+        except KeyboardInterrupt:
+            run.close()
+            progress.stop()
+            complain(
+                "interrupted",
+                f"{output} keeps what is finished ({finished} of {opened.blocks} "
+                "blocks): the same command goes on with the rest",
+            )
+            raise typer.Exit(130) from None
     for failure in result.failures:
         complain("failed", f"{failure.block}: {failure.reason}")
     done = opened.blocks - len(result.failures)

@@ -61,7 +61,11 @@ def models(
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
-    table = Table("name", "system", "classes", "MB", "object size", "file", box=None)
+    table = Table(box=None)
+    table.add_column("name", no_wrap=True)  # it is to be copied
+    for heading in ("system", "classes", "MB", "object size"):
+        table.add_column(heading)
+    table.add_column("file", overflow="fold")
     for fact in facts:
         size = fact["object_diameter"]
         table.add_row(

@@ -49,6 +49,13 @@ class Crew:
     client: Any
     threads: int | None
 
+    def facts(self) -> dict[str, Any]:
+        """Tell of them in the provenance: sums are rounded by how many share them."""
+        return {
+            "scheduler": None if self.threads else str(self.client.scheduler.address),
+            "threads_of_each": self.threads,
+        }
+
     def blocks(
         self,
         job: Job,

@@ -307,7 +307,7 @@ def choose_level(
         if not isinstance(level, int) or not 0 <= level < count:
             raise ImageError(
                 f"{source.name} has no level {level}; expected 'auto' or 0 to "
-                f"{count - 1}."
+                f"{count - 1}: choose one of these."
             )
         return level
     if diameter is None and (pixel_size is None or model.pixel_size is None):
@@ -338,8 +338,8 @@ def check_apart(source: Source, path: Path) -> None:
     if source.path is None:
         return
     image, result = source.path.resolve(), path.resolve()
-    if image.is_relative_to(result):
+    if image.is_relative_to(result) or result.is_relative_to(image):
         raise StoreError(
-            f"{path} is the image itself, or holds it; expected another place for the "
-            "result: choose another name."
+            f"{path} is the image itself, or holds it, or lies in it; expected another "
+            "place for the result: choose another name."
         )

@@ -185,6 +185,8 @@ def segment_large(
                     focused=isinstance(model.config, RetinaConfig),
                     job=job,
                 )
+                if crew is not None:
+                    record["provenance"]["workers"] = crew.facts()
                 store.tell(record)
                 if record["complete"]:
                     store.clear()

@@ -28,8 +28,6 @@ def open_tiff(path: Path, axes: str | None) -> Source:
     """
     import zarr
 
-    if not path.is_file():
-        raise ImageError(f"{path} is no file: check the name.")
     try:
         file = tifffile.TiffFile(path)
     except Exception as error:  # damaged files raise many kinds
@@ -79,6 +77,10 @@ def _letters(axes: str) -> str | None:
     return axes if set(axes) <= set("TZYXC") else None
 
 
+_MICRONS = ("micron", "microns", "micrometer", "um", "µm", "\\u00B5m")
+"""How ImageJ names micrometres."""
+
+
 def _pixel_size(file: tifffile.TiffFile) -> dict[str, float] | None:
     """Sides of a pixel in micrometres, where the file tells them for sure."""
     if file.is_ome and file.ome_metadata:
@@ -97,4 +99,13 @@ def _pixel_size(file: tifffile.TiffFile) -> dict[str, float] | None:
         told = re.search(r"MPP\s*=\s*([\d.]+)", file.pages.first.description)
         size = float(told[1]) if told else math.nan
         return {"Y": size, "X": size} if size > 0 else None
+    if file.is_imagej and (file.imagej_metadata or {}).get("unit") in _MICRONS:
+        # Of other files the resolution is mostly that of a printer.
+        tags = file.pages.first.tags
+        sides = {}
+        for letter in "YX":
+            tag = tags.get(f"{letter}Resolution")
+            pixels, length = tag.value if tag is not None else (0, 0)
+            sides[letter] = length / pixels if pixels else 0.0
+        return sides if min(sides.values()) > 0 else None
     return None

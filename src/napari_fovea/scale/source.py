@@ -237,6 +237,10 @@ def _reopened(path: Path, axes: str) -> Source:
 
 
 def _open_path(path: Path, axes: str | None) -> Source:
+    if not path.exists():
+        raise ImageError(
+            f"{path} is not there; expected a file or a zarr folder: check the name."
+        )
     if path.is_dir():
         return _of_zarr(path, axes)
     if path.suffix.lower() in (".tif", ".tiff", ".svs", ".ndpi", ".scn"):
