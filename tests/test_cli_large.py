@@ -71,7 +71,12 @@ def test_a_command_that_is_killed_goes_on(
     source = stored(tmp_path / "in.zarr", discs((160, 220))[0])
     killed, whole = tmp_path / "killed.zarr", tmp_path / "whole.zarr"
     options = [source, "--model", model, "--chunk", 32, "--output"]
-    command = [sys.executable, "-m", "napari_fovea.cli", "segment"]
+    # What runs in the background of a shell may have been told to ignore interrupts.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from napari_fovea.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, "segment"]
     process = subprocess.Popen(
         [*command, *map(str, [*options, killed])], stderr=subprocess.PIPE, text=True
     )

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from napari_fovea.models import Model
     from napari_fovea.scale.source import Level, Source
 
-_FEATURES = 5 * 2**28  # bytes that they take on a CPU, most of the 2 GiB of a run
+_FEATURES = 5 * 2**28  # bytes planned for them on a CPU, so that a run takes no 2 GiB
 _TRIED = 4  # blocks of which the one with most contrast tells how to compute
 _TOLERANCE = 1.1  # a level may show objects a little smaller than the model wants
 

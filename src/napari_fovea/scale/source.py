@@ -90,7 +90,8 @@ class Level:
         They read as its fill value: background that need not be stored, or the rest
         of an image that is still being written.
         """
-        if not hasattr(self.array, "nchunks_initialized"):
+        store = getattr(self.array, "store", None)
+        if not getattr(store, "supports_listing", False):  # or no zarr array at all
             return 0, 0
         count = int(self.array.nchunks)
         return count - int(self.array.nchunks_initialized), count
