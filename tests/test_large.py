@@ -492,6 +492,17 @@ def test_what_is_refused_leaves_an_earlier_result_as_it_was(
     assert not nowhere.exists()
 
 
+def test_a_store_that_is_removed_while_it_is_written_says_so(
+    tmp_path: Path, source: Path
+) -> None:
+    path = tmp_path / "out.zarr"
+    events = segment_large(source, finder(), path, chunk=64)
+    next(events)
+    shutil.rmtree(path)
+    with pytest.raises(StoreError, match="is not there, or is another run's"):
+        complete(events)
+
+
 def test_a_block_of_a_run_that_was_given_up_is_not_written(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -142,9 +142,9 @@ def held(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-        if {p.name for p in work.iterdir()} <= {_LOCK}:  # nothing begun, or all done
-            shutil.rmtree(work, ignore_errors=True)
-            with suppress(OSError):  # a store lies in it
+        with suppress(OSError):  # it is gone, or a store lies in it
+            if {p.name for p in work.iterdir()} <= {_LOCK}:  # not begun, or all done
+                shutil.rmtree(work, ignore_errors=True)
                 path.rmdir()
 
 
