@@ -79,15 +79,15 @@ def tiny_model(
             module.running_mean.normal_(std=0.1)
             module.running_var.uniform_(0.5, 1.5)
     torch.nn.init.normal_(network.head[-1].weight, std=0.5)
-    interior_and_border = outputs == 3
+    deep = outputs == 3
     return Model(
         name="tiny",
         network=network.eval().requires_grad_(False),
         classes=("background", "nucleus")
-        if interior_and_border
+        if deep
         else ("background", *(f"class {i}" for i in range(1, outputs))),
-        outputs=(0, 1, 1) if interior_and_border else tuple(range(outputs)),
-        border=2 if interior_and_border else None,
+        outputs=(0, 1, 1) if deep else tuple(range(outputs)),
+        depths=(0.0, 0.25, 0.75) if deep else None,
         object_diameter=12.0,
         provenance={"data": "nothing"},
     )

@@ -79,7 +79,7 @@ def dense() -> Model:
         network=network.eval().requires_grad_(False),
         classes=("background", "nucleus"),
         outputs=(0, 1, 1),
-        border=2,
+        depths=(0.0, 0.25, 0.75),
         object_diameter=12.0,
     )
 

@@ -30,7 +30,13 @@ def made(name: str = "unet", *, outputs: int = 2, **changes: Any) -> Model:
     torch.manual_seed(0)
     network = tiny(name, classes=outputs, **changes)
     belongs = (0, 1, 1) if outputs == 3 else tuple(range(outputs))
-    return Model(name, network, NUCLEI, belongs, border=2 if outputs == 3 else None)
+    return Model(
+        name,
+        network,
+        NUCLEI,
+        belongs,
+        depths=(0.0, 0.25, 0.75) if outputs == 3 else None,
+    )
 
 
 def swapped(strokes: np.ndarray) -> np.ndarray:

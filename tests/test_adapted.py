@@ -40,7 +40,13 @@ def silent(name: str, *, outputs: int = 2, **changes: Any) -> Model:
         last = network.out if hasattr(network, "out") else None
         if last is not None:
             last.weight.mul_(5)
-    model = Model(name, network, classes, belongs, border=2 if outputs == 3 else None)
+    model = Model(
+        name,
+        network,
+        classes,
+        belongs,
+        depths=(0.0, 0.25, 0.75) if outputs == 3 else None,
+    )
     return adapted(model, classes)
 
 
@@ -166,7 +172,7 @@ def test_other_classes_than_those_of_the_base_begin_without_opinion() -> None:
     model = Model("unet", tiny("unet"), NUCLEI, (0, 1))
     more = adapted(model, ("ground", "a", "b", "c", "d"))
     assert more.outputs == (0, 1, 2, 3, 4)
-    assert more.border is None
+    assert more.depths is None
     image = torch.rand(1, 3, 21, 17)
     found = probabilities(more.network(image))
     torch.testing.assert_close(found, torch.full((1, 5, 21, 17), 0.2))

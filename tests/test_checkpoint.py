@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def test_a_saved_model_gives_the_same_outputs(tiny: Model, tiny_file: Path) -> N
     again = Model.load(tiny_file)
     crops = torch.rand(4, 3, 32, 32)
     assert torch.equal(again.network(crops), tiny.network(crops))
-    for field in ("name", "classes", "outputs", "border", "normalisation"):
+    for field in ("name", "classes", "outputs", "depths", "normalisation"):
         assert getattr(again, field) == getattr(tiny, field)
     assert again.object_diameter == tiny.object_diameter
     assert again.provenance == tiny.provenance
@@ -98,6 +99,23 @@ def test_a_file_from_the_future_is_refused(tiny_file: Path) -> None:
         Model.load(tiny_file)
 
 
+def test_a_file_of_the_first_format_tells_interior_from_border(
+    tmp_path: Path,
+) -> None:
+    model = tiny_model(outputs=3)
+    path = tmp_path / "earlier.safetensors"
+    model.save(path)
+
+    def earlier(header: dict[str, Any]) -> None:
+        del header["depths"]
+        header.update(format=1, border=2)
+
+    rewrite(path, earlier)
+    assert Model.load(path).depths == (0.0, 1.0, 0.0)
+    rewrite(path, lambda h: h.update(format=1, border=None))
+    assert Model.load(path).depths is None
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -107,7 +125,10 @@ def test_a_file_from_the_future_is_refused(tiny_file: Path) -> None:
         (lambda h: h["config"].update(units=8000), "does not fit"),
         (lambda h: h["config"].update(width=10**9), "width"),
         (lambda h: h.update(outputs=[0, 1]), "one class"),
-        (lambda h: h.update(border=7), "border"),
+        (lambda h: h.update(depths=[0, 0.5]), "tells depths"),
+        (lambda h: h.update(depths=[0, 0.5, 7]), "from 0 to 1"),
+        (lambda h: h.update(depths=[0, 0.5, 0.5]), "the others different"),
+        (lambda h: h.update(scan={"diameter": "huge"}), "scan.diameter"),
         (lambda h: h.update(object_diameter=-1), "object_diameter"),
         (lambda h: h.update(object_diameter=float("inf")), "object_diameter"),
         (lambda h: h.update(scan={"policy": ["x"]}), "scan.policy"),

@@ -242,7 +242,13 @@ def made(
     classes = ("background", "nucleus")
     belongs = (0, 1) if outputs == 2 else (0, 1, 1)
     network = tiny(name, classes=outputs, **changes)
-    return Model(name, network, classes, belongs, border=2 if outputs == 3 else None)
+    return Model(
+        name,
+        network,
+        classes,
+        belongs,
+        depths=(0.0, 0.25, 0.75) if outputs == 3 else None,
+    )
 
 
 def plane_of(

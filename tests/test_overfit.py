@@ -82,7 +82,7 @@ def learn(
         }
         | changes
     )
-    labelling = Labelling(border=False)
+    labelling = Labelling(depth=False)
     model = fresh_model(recipe, config=json.dumps(settings), labelling=labelling)
     samples = [
         make_sample(image, truth, channels=3, outputs=len(model.outputs))

@@ -13,6 +13,7 @@ import tifffile
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from skimage.measure import label, regionprops
 from skimage.segmentation import clear_border
 
@@ -24,12 +25,13 @@ from napari_fovea.training.labelling import Labelling
 from napari_fovea.training.recipes import RECIPES
 from napari_fovea.training.run import train
 from napari_fovea.training.samples import (
+    DEPTHS,
     VOID,
     Sample,
     boundary_places,
-    interior_and_border,
+    common_diameter,
+    depth_classes,
     make_sample,
-    median_diameter,
     pair_files,
 )
 from napari_fovea.training.views import Views, _reflected, together
@@ -38,9 +40,12 @@ QUICK = {"epochs": 1, "views": 16, "batch_size": 16}
 CLASSES = Labelling(from_instances=False)
 
 
-def nuclei_sample(outputs: int = 3) -> Sample:
+THREE = (0.0, 0.25, 0.75)
+
+
+def nuclei_sample() -> Sample:
     image, truth = make_nuclei((96, 96), count=8)
-    return make_sample(image, truth, channels=3, outputs=outputs)
+    return make_sample(image, truth, channels=3, outputs=3, depths=THREE)
 
 
 def write(folder: Path, name: str, array: np.ndarray) -> None:
@@ -63,39 +68,95 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 # -- what is made of labels ------------------------------------------------------------
 
 
-def test_border_is_the_rim_of_every_object() -> None:
+def literal_depths(objects: np.ndarray, steps: int) -> np.ndarray:
+    """What `depth_classes` says, pixel by pixel."""
+    deltas = np.zeros(objects.shape)
+    places = np.argwhere(objects > 0)
+    near = ((0, 1), (0, -1), (1, 0), (-1, 0))
+    edges = [
+        (y, x)
+        for y, x in np.argwhere(objects >= 0)
+        if objects[y, x] == 0
+        or any(
+            0 <= y + i < objects.shape[0]
+            and 0 <= x + j < objects.shape[1]
+            and objects[y + i, x + j] != objects[y, x]
+            for i, j in near
+        )
+    ]
+    for y, x in places:
+        away = min((np.hypot(y - i, x - j) for i, j in edges), default=0.0)
+        deltas[y, x] = away + 0.5
+    classes = np.zeros(objects.shape, int)
+    for y, x in places:
+        deepest = deltas[objects == objects[y, x]].max()
+        share = int(deltas[y, x] / deepest * steps)
+        classes[y, x] = 1 + min(share, steps - 1)
+    return classes
+
+
+def test_depth_grows_from_the_edge_of_an_object_to_its_core() -> None:
     objects = np.zeros((20, 30), int)
-    objects[4:16, 4:14], objects[4:16, 14:30] = 1, 7
-    classes = interior_and_border(objects, reach=2)
-    expected = np.where(objects > 0, 2, 0)
-    expected[6:14, 6:12] = 1
-    expected[6:14, 16:30] = 1  # it goes on beyond the image
-    np.testing.assert_array_equal(classes, expected)
+    objects[4:16, 4:14], objects[4:16, 14:29] = 1, 7
+    for steps in (1, 2, 4):
+        depths = (0.0, *(np.arange(steps) / steps))
+        classes = depth_classes(objects, depths=depths)
+        np.testing.assert_array_equal(classes, literal_depths(objects, steps))
+    assert set(classes[9, 4:14]) == {1, 2, 3, 4}
+    assert (classes[4:16, 13:15] == 1).all(), "touching objects meet at their edges"
 
 
-def test_near_void_nobody_knows_where_the_border_is() -> None:
+def test_an_object_goes_on_beyond_the_image() -> None:
+    objects = np.zeros((30, 30), int)
+    objects[10:20, :12] = 1
+    classes = depth_classes(objects)
+    assert (classes[14:16, 0] == 4).all()
+    np.testing.assert_array_equal(depth_classes(np.ones((9, 9), int) * 5), 4)
+    assert not depth_classes(np.zeros((9, 9), int)).any()
+
+
+@given(
+    objects=arrays(np.int32, (9, 11), elements=st.integers(0, 3)),
+    steps=st.integers(1, 5),
+)
+def test_depths_of_any_labels_are_those_of_the_definition(
+    objects: np.ndarray, steps: int
+) -> None:
+    if not (objects == 0).any() and len(np.unique(objects)) == 1:
+        objects[0, 0] = 0  # without an edge all is as deep
+    depths = (0.0, *((np.arange(steps) + 0.5) / steps))
+    found = depth_classes(objects, depths=depths)
+    np.testing.assert_array_equal(found, literal_depths(objects, steps))
+
+
+def test_outputs_of_depths_may_have_any_order() -> None:
+    objects = make_nuclei((96, 96), count=8)[1]
+    two = depth_classes(objects, depths=(0.0, 0.0, 1.0))
+    turned = depth_classes(objects, depths=(0.0, 1.0, 0.0))
+    np.testing.assert_array_equal(turned, np.array([0, 2, 1])[two])
+
+
+def test_near_void_nobody_knows_how_deep_a_pixel_lies() -> None:
     objects = np.zeros((24, 24), int)
     objects[4:20, 4:20] = 3
     void = np.zeros(objects.shape, bool)
-    void[10:12, 10:12] = True  # in the middle of the object
+    void[10:14, 10:14] = True  # in the middle of the object
     void[:10, 20:] = True  # along a part of its right edge
-    classes = interior_and_border(objects, void=void)
-    whole = interior_and_border(objects)
-    # What is told is true, and no ring is drawn around the hole.
+    hidden = np.where(void, 0, objects)
+    classes = depth_classes(hidden, void=void)
+    whole = depth_classes(objects)
     told = classes != VOID
-    assert (classes[told] == whole[told]).all()
-    assert (classes[8:14, 8:14] == VOID).all()
-    assert (classes[6:8, 18:20] == VOID).all()
-    assert (classes[12:18, 18:20] == 2).all()
-    assert (classes[4:6, 4:20] == 2).all()  # background above it is known
-    reach = np.zeros(objects.shape, bool)
-    reach[8:14, 8:14] = reach[:12, 18:] = True
-    assert (told | reach).all()
+    assert (classes[told] == whole[told]).all(), "no ring is drawn around the hole"
+    assert (classes[void] == VOID).all()
+    assert (classes[6:9, 18:20] == VOID).all(), "the edge may lie beyond"
+    assert told[4:20, 4:7].all()
+    assert told[14:20, 18:20].all()
     sample = make_sample(
         np.arange(576.0).reshape(24, 24),
         np.where(void, 9, objects),
         channels=1,
-        outputs=3,
+        outputs=5,
+        depths=DEPTHS,
         ignore=9,
     )
     np.testing.assert_array_equal(sample.classes.numpy(), classes)
@@ -149,14 +210,17 @@ def test_boundaries_are_where_classes_meet() -> None:
         assert len(np.unique(around)) > 1
 
 
-def test_the_median_diameter_is_that_of_a_disc() -> None:
+def test_the_diameter_is_that_of_a_disc_of_typical_area() -> None:
     y, x = np.mgrid[:60, :60]
     disc = ((y - 30) ** 2 + (x - 30) ** 2 < 100).astype(int)
+    disc[0, ::2] = np.arange(2, 32)  # specks do not make it smaller
     image = np.random.default_rng(0).random((60, 60))
     sample = make_sample(image, disc, channels=1, outputs=2)
-    assert median_diameter([sample]) == pytest.approx(20, abs=0.5)
-    classes = make_sample(image, disc, channels=1, outputs=2, from_instances=False)
-    assert median_diameter([classes]) is None
+    assert common_diameter([sample]) == pytest.approx(20, abs=0.5)
+    classes = make_sample(image, disc > 0, channels=1, outputs=2, from_instances=False)
+    assert common_diameter([classes]) is None
+    blank = make_sample(image, np.zeros((60, 60), int), channels=1, outputs=2)
+    assert common_diameter([blank]) is None
 
 
 def test_objects_of_very_large_numbers_stay_apart() -> None:

@@ -5,9 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import FrozenInstanceError, replace
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import ndimage
+from skimage.measure import label
+from skimage.morphology import local_maxima, reconstruction
 
 from conftest import tiny_model
 from following import followed
@@ -20,6 +27,7 @@ from napari_fovea.inference import (
     Fixated,
     Preview,
     Started,
+    instances,
     separate,
 )
 from napari_fovea.metrics import average_precision, dice
@@ -263,23 +271,45 @@ def test_touching_discs_are_told_apart() -> None:
     assert separate(truth > 0).max() == 1, "without a size a region is one object"
 
 
-def test_a_border_separates_what_no_shape_tells_apart() -> None:
+def test_depths_separate_what_no_shape_tells_apart() -> None:
     labels = np.zeros((40, 60), np.uint8)
     labels[10:30, 10:50] = 1
-    interior = np.where(labels, 0.9, 0.0)
-    interior[10:30, 28:32] = 0.1
-    objects = separate(labels, interior=interior, diameter=20)
+    depth = np.where(labels, 0.9, 0.0)
+    depth[10:30, 28:32] = 0.1
+    objects = separate(labels, depth=depth, diameter=20)
     assert objects.max() == 2
     np.testing.assert_array_equal(objects > 0, labels > 0)
     assert objects[20, 15] != objects[20, 45]
 
 
-def test_an_object_without_an_interior_is_still_one() -> None:
+def test_an_object_that_is_nowhere_deep_is_still_one() -> None:
     labels = np.zeros((20, 20), np.uint8)
     labels[3:9, 3:9], labels[12:18, 12:18] = 1, 1
-    interior = np.zeros((20, 20))
-    interior[5:7, 5:7] = 0.9
-    assert separate(labels, interior=interior).max() == 2
+    depth = np.zeros((20, 20))
+    depth[5:7, 5:7] = 0.9
+    assert separate(labels, depth=depth).max() == 2
+
+
+@given(
+    landscape=arrays(np.uint8, (12, 15), elements=st.integers(0, 9)),
+    mask=arrays(bool, (12, 15)),
+    least=st.integers(1, 5),
+)
+def test_as_many_objects_as_hills_of_that_prominence(
+    landscape: np.ndarray, mask: np.ndarray, least: int
+) -> None:
+    mask[0] = False  # what is outside lies deeper than every saddle
+    heights = np.where(mask, landscape.astype(int) + 10, 0)
+    with mock.patch.object(instances, "_PROMINENCE", least / 1000):
+        found = separate(mask.astype(np.uint8), depth=heights / 1000)
+    cross = ndimage.generate_binary_structure(2, 1)
+    # Cut by a little less than the least prominence, in halves of a step.
+    cut = reconstruction(2 * heights - 2 * least + 1, 2 * heights, footprint=cross)
+    peaks = local_maxima(cut, connectivity=1) & mask
+    np.testing.assert_array_equal(found > 0, mask)
+    for number in range(1, found.max() + 1):
+        assert label(found == number, connectivity=1).max() == 1
+    assert found.max() == label(peaks, connectivity=1).max()
 
 
 def test_classes_never_share_an_object_and_specks_are_dropped() -> None:

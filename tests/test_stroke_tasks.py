@@ -86,6 +86,7 @@ def remembered(picture: np.ndarray, *, objects: bool = True) -> Sample:
         name="remembered",
         channels=3,
         outputs=3,
+        depths=(0.0, 0.25, 0.75),
         from_instances=objects,
     )
 
@@ -95,7 +96,7 @@ def task_of(model: Model, one: Annotation, *replay: Sample) -> Any:
 
     painted = read_painted([one], model)
     samples = [
-        sample_of(p, set(), border=model.border is not None, teacher=None, classes=2)
+        sample_of(p, set(), depths=model.depths, teacher=None, classes=2)
         for p in painted.planes
     ]
     objects = any(p.instances is not None for p in painted.planes)

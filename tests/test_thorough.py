@@ -263,7 +263,7 @@ def test_a_held_out_stroke_is_hidden_from_samples(one: Annotation) -> None:
     model = made()
     (plane,) = read_painted([one], model).planes
     some = set(strokes_of([plane])[::3])
-    sample = sample_of(plane, some, border=False, teacher=None, classes=2)
+    sample = sample_of(plane, some, depths=None, teacher=None, classes=2)
     hidden = np.isin(plane.strokes, [s.number for s in some])
     classes = sample.classes.numpy()
     assert (classes[hidden] == VOID).all()
@@ -343,7 +343,7 @@ def test_learning_ends_in_time_and_its_rate_falls(
     model = made()
     painted = read_painted([one], model)
     samples = [
-        sample_of(p, set(), border=False, teacher=None, classes=2)
+        sample_of(p, set(), depths=None, teacher=None, classes=2)
         for p in painted.planes
     ]
     recipe = replace(STROKES[""], side=32, views=4)

@@ -52,7 +52,7 @@ def dense(name: str = "unet", classes: int = 3, **changes: Any) -> Model:
         network=network.eval().requires_grad_(False),
         classes=("background", "nucleus") if border else ("background", "cell"),
         outputs=(0, 1, 1) if border else (0, 1),
-        border=2 if border else None,
+        depths=(0.0, 0.25, 0.75) if border else None,
         object_diameter=12.0,
     )
 

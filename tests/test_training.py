@@ -37,7 +37,14 @@ STILL = Geometry(turn=False, flip=False, rotate=0.0, zoom=(1.0, 1.0), shear=0.0)
 def samples(n: int = 2, outputs: int = 2) -> list[Sample]:
     pairs = (make_nuclei((96, 96), count=8, seed=i) for i in range(n))
     return [
-        make_sample(i, t, name=f"{k}", channels=3, outputs=outputs)
+        make_sample(
+            i,
+            t,
+            name=f"{k}",
+            channels=3,
+            outputs=outputs,
+            depths=(0.0, 0.25, 0.75) if outputs == 3 else None,
+        )
         for k, (i, t) in enumerate(pairs)
     ]
 
@@ -104,7 +111,7 @@ def test_the_papers_recipes_are_the_papers(name: str, tmp_path: Path) -> None:
     (group,) = state["param_groups"]
     assert group["lr"] == pytest.approx(rate, rel=1e-9)
     assert recipe.clip is None
-    assert not recipe.border
+    assert not recipe.depth
     assert group["weight_decay"] == decay
     assert group.get("momentum") == momentum
     assert not group.get("nesterov")

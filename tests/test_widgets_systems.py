@@ -51,7 +51,7 @@ def model_of(network: str) -> Model:
         network=built.eval().requires_grad_(False),
         classes=("background", "nucleus"),
         outputs=outputs,
-        border=2 if len(outputs) == 3 else None,
+        depths=(0.0, 0.25, 0.75) if len(outputs) == 3 else None,
         object_diameter=12.0,
     )
 

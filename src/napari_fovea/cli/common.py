@@ -190,7 +190,7 @@ def epoch_line(end: EpochEnd) -> str:
 
 
 def labelling_of(
-    classes: str, kind: LabelKind, *, border: bool | None, ignore: int | None
+    classes: str, kind: LabelKind, *, depth: bool | None, ignore: int | None
 ) -> Labelling:
     """Make of the options what the numbers in the labels mean."""
     from napari_fovea.training.labelling import Labelling
@@ -198,6 +198,6 @@ def labelling_of(
     return Labelling(
         classes=("background", *(c.strip() for c in classes.split(","))),
         from_instances=kind is LabelKind.instances,
-        border=border,
+        depth=depth,
         ignore=ignore,
     )

@@ -125,11 +125,11 @@ def crossval(
     labels_are: Annotated[
         LabelKind, typer.Option(help="What the numbers in the labels mean.")
     ] = LabelKind.instances,
-    border: Annotated[
+    depth: Annotated[
         bool | None,
         typer.Option(
-            help="Learn borders between touching objects (instances); by default as "
-            "the recipe has it."
+            help="Learn depths inside objects (instances), which tell touching ones "
+            "apart; by default as the recipe has it."
         ),
     ] = None,
     ignore: Annotated[
@@ -162,7 +162,7 @@ def crossval(
         folds=folds,
         few=few,
         config=config,
-        labelling=labelling_of(classes, labels_are, border=border, ignore=ignore),
+        labelling=labelling_of(classes, labels_are, depth=depth, ignore=ignore),
         channels=channels,
         changes={k: v for k, v in changes.items() if v is not None},
         seed=seed,

@@ -72,11 +72,11 @@ def train(
     labels_are: Annotated[
         LabelKind, typer.Option(help="What the numbers in the labels mean.")
     ] = LabelKind.instances,
-    border: Annotated[
+    depth: Annotated[
         bool | None,
         typer.Option(
-            help="Learn borders between touching objects (instances); by default as "
-            "the recipe has it."
+            help="Learn depths inside objects (instances), which tell touching ones "
+            "apart; by default as the recipe has it."
         ),
     ] = None,
     ignore: Annotated[
@@ -143,7 +143,7 @@ def train(
         recipe=recipe,
         config=config,
         name=name or output.stem,
-        labelling=labelling_of(classes, labels_are, border=border, ignore=ignore),
+        labelling=labelling_of(classes, labels_are, depth=depth, ignore=ignore),
         pixel_size=pixel_size,
         channels=channels,
         changes={k: v for k, v in changes.items() if v is not None},

@@ -19,7 +19,7 @@ from napari_fovea.evaluation.images import (
     mean_and_std,
 )
 from napari_fovea.files import read_image, read_labels, replacing
-from napari_fovea.inference.segmenting import reader_for
+from napari_fovea.inference.choosing import reader_for
 from napari_fovea.training.labelling import Labelling
 from napari_fovea.training.processes import check_precision
 from napari_fovea.training.run import (

@@ -20,6 +20,7 @@ from napari_fovea.inference.batch import (
     segment_files,
 )
 from napari_fovea.inference.decision import Deciding, deciding
+from napari_fovea.inference.diameter import estimate_diameter
 from napari_fovea.inference.folders import ImageFile, find_images
 from napari_fovea.inference.instances import separate
 from napari_fovea.inference.reading import complete
@@ -27,6 +28,7 @@ from napari_fovea.inference.result import (
     AttentionMap,
     Event,
     Fixated,
+    Measured,
     Preview,
     Segmentation,
     Separating,
@@ -50,6 +52,7 @@ __all__ = [
     "Found",
     "ImageFile",
     "Influence",
+    "Measured",
     "Preview",
     "Segmentation",
     "Separating",
@@ -60,6 +63,7 @@ __all__ = [
     "attends",
     "complete",
     "deciding",
+    "estimate_diameter",
     "explain",
     "find_images",
     "means_of_instances",

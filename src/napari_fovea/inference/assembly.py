@@ -12,6 +12,7 @@ from napari_fovea.images import resize
 from napari_fovea.inference.attention import ENTROPY, OVERLAP, of_focus
 from napari_fovea.inference.instances import separate
 from napari_fovea.inference.result import AttentionMap, Preview, Segmentation
+from napari_fovea.inference.sizes import enlarge
 from napari_fovea.inference.stitching import join_planes
 from napari_fovea.retina import FocusPath, entropy
 
@@ -69,7 +70,7 @@ class Assembly:
         index : int
             Which plane of the stack.
         model : Model
-            Tells classes and border.
+            Tells classes and depths.
         seen : Seen
             What was read of it.
         diameter : float or None
@@ -77,18 +78,7 @@ class Assembly:
         """
         size = (self._labels.shape[1], self._labels.shape[2])
         classes = _classes(model, seen.outputs, seen.weights, size)
-        labels = _most_probable(classes)
-        if seen.labels is not None and seen.instances is not None:
-            labels, objects = (
-                _enlarge(seen.labels, size),
-                _enlarge(seen.instances, size),
-            )
-        else:
-            interior = None
-            if model.border is not None:
-                outputs = resize(seen.outputs, size)
-                interior = (1 - outputs[0] - outputs[model.border]).cpu().numpy()
-            objects = separate(labels, interior=interior, diameter=diameter)
+        labels, objects = _objects(model, seen, classes, diameter)
         self._labels[index] = labels
         self._probabilities[:, index] = classes.cpu().numpy()
         self._uncertainty[index] = entropy(classes).cpu().numpy()
@@ -161,14 +151,26 @@ class Assembly:
         )
 
 
-def _enlarge(labels: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
-    """Bring labels to another size, each pixel from the nearest one."""
-    rows, columns = (
-        np.minimum(((np.arange(n) + 0.5) * m / n).astype(np.int64), m - 1)
-        for n, m in zip(size, labels.shape, strict=True)
-    )
-    enlarged: NDArray[Any] = labels[rows][:, columns]
-    return enlarged
+def objects_of(
+    model: Model, seen: Seen, size: tuple[int, int], *, diameter: float | None
+) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    """Tell labels and objects of what was read of a plane, at a size (H, W)."""
+    classes = _classes(model, seen.outputs, seen.weights, size)
+    return _objects(model, seen, classes, diameter)
+
+
+def _objects(
+    model: Model, seen: Seen, classes: torch.Tensor, diameter: float | None
+) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    size = (classes.shape[1], classes.shape[2])
+    if seen.labels is not None and seen.instances is not None:
+        return enlarge(seen.labels, size), enlarge(seen.instances, size)
+    told = model.depth(seen.outputs)
+    depth = None
+    if told is not None:
+        depth = resize(told[None], size)[0].cpu().numpy()
+    labels = _most_probable(classes)
+    return labels, separate(labels, depth=depth, diameter=diameter)
 
 
 def _classes(

@@ -85,7 +85,8 @@ class Started:
     shape : tuple of int
         Shape of the result, stack axes first.
     scanned : tuple of int
-        Height and width at which the network looks at each plane.
+        Height and width at which the network looks at each plane, unless objects are
+        measured first; then `Measured` tells it.
     classes : int
         Number of classes K.
     focused : bool
@@ -98,6 +99,26 @@ class Started:
     scanned: tuple[int, int]
     classes: int
     focused: bool = True
+    fraction: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Objects have been measured; see `estimate_diameter`.
+
+    Attributes
+    ----------
+    diameter : float or None
+        Of typical ones, in pixels of the image; None if none were found, and the
+        image keeps its own scale.
+    scanned : tuple of int
+        Height and width at which the network looks at each plane.
+    fraction : float
+        0.
+    """
+
+    diameter: float | None
+    scanned: tuple[int, int]
     fraction: float = 0.0
 
 
@@ -175,5 +196,5 @@ class Separating:
     fraction: float
 
 
-Event = Started | Fixated | Tiled | Preview | Separating
+Event = Started | Measured | Fixated | Tiled | Preview | Separating
 """What a running segmentation reports."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from napari_fovea import device as devices
-from napari_fovea.errors import ImageError, ModelError
+from napari_fovea.errors import ImageError
 from napari_fovea.images import (
     read_planes,
     resize,
@@ -18,33 +19,38 @@ from napari_fovea.images import (
 )
 from napari_fovea.inference.assembly import Assembly, preview
 from napari_fovea.inference.attention import wanted
-from napari_fovea.inference.dense import DenseReader
-from napari_fovea.inference.detect import DetectorReader
+from napari_fovea.inference.choosing import reader_for
+from napari_fovea.inference.diameter import estimated, liveliest
 from napari_fovea.inference.provenance import provenance_of
 from napari_fovea.inference.result import (
     Event,
     Fixated,
+    Measured,
     Segmentation,
     Separating,
     Started,
     Tiled,
 )
-from napari_fovea.inference.retina import RetinaReader
 from napari_fovea.inference.retreat import CPU, exhausted
 from napari_fovea.inference.runner import WINDOW
-from napari_fovea.inference.sizes import object_diameter, resizing
+from napari_fovea.inference.sizes import (
+    fitting,
+    measured,
+    object_diameter,
+    resized,
+    resizing,
+)
 from napari_fovea.models import Model
-from napari_fovea.networks import MaskRCNNConfig, RetinaConfig
+from napari_fovea.networks import RetinaConfig
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Generator, Iterable, Sequence
+    from collections.abc import Callable, Generator, Iterable
 
     import torch
     from numpy.typing import ArrayLike
 
     from napari_fovea.device import Backend
-    from napari_fovea.inference.attention import Wanted
     from napari_fovea.inference.reading import Reader, Seen, Step
     from napari_fovea.inference.tiles import Tiling
     from napari_fovea.retina import Fusion, Policy
@@ -62,7 +68,7 @@ def segment(
     policy: str | Policy | None = None,
     fusion: str | Fusion | None = None,
     budget: int | None = None,
-    diameter: float | None = None,
+    diameter: float | Literal["auto"] | None = None,
     pixel_size: float | None = None,
     limits: tuple[float, float] | None = None,
     device: str | Backend = "auto",
@@ -95,7 +101,9 @@ def segment(
         model's scale, in proportion to the area; ``raster`` runs to its end.
     diameter : float, optional
         Typical diameter of the objects in pixels. The image is resized so that
-        they appear as large as those the model was trained on.
+        they appear as large as those the model was trained on. ``"auto"`` lets the
+        model estimate it, see `estimate_diameter`, which is what models do by default
+        that were trained on objects of one size.
     pixel_size : float, optional
         Size of a pixel in micrometres, used in place of the diameter where the
         model knows the size of its own.
@@ -123,7 +131,7 @@ def segment(
 
     Yields
     ------
-    Started, then Fixated or Tiled, Preview, Separating
+    Started, then Measured, Fixated or Tiled, Preview, Separating
 
     Returns
     -------
@@ -153,18 +161,18 @@ def segment(
     asked = wanted(model, attention)
     backend = devices.as_backend(device)
     where = devices.pick(backend.device)
-    factor = resizing(model, planes.shape, diameter=diameter, pixel_size=pixel_size)
-    shape = (
-        max(1, round(planes.shape[0] * factor)),
-        max(1, round(planes.shape[1] * factor)),
-    )
+    known = None if diameter == "auto" else diameter
+    measures = measured(model, diameter=diameter, pixel_size=pixel_size)
+    # What can be refused is, before anything is computed.
+    factor = resizing(model, planes.shape, diameter=known, pixel_size=pixel_size)
+    shape = resized(planes.shape, factor)
     little = len(planes) * math.prod(shape) <= _LITTLE
     if backend.precision == "auto" and little:
         backend = replace(backend, precision="float32")
-    reader = reader_for(
+    look = partial(
+        reader_for,
         model,
         backend,
-        shape,
         policy=policy,
         fusion=fusion,
         budget=budget,
@@ -172,12 +180,22 @@ def segment(
         batch_size=batch_size,
         attention=asked,
     )
+    reader = look(shape=shape)
     grid = model.config.grid if isinstance(model.config, RetinaConfig) else None
     focused = grid is not None
-    scale = (planes.shape[0] / shape[0], planes.shape[1] / shape[1])
-    expected = object_diameter(model, factor, diameter)
     low, high = limits or model.normalisation.limits(planes)
     yield Started((*planes.lead, *planes.shape), shape, len(model.classes), focused)
+    if measures:
+        sample = to_tensor(
+            liveliest(planes), limits=(low, high), channels=model.channels
+        )
+        known = estimated(sample, model, backend, cancelled=cancelled)
+        factor = fitting(model, known)
+        shape = resized(planes.shape, factor)
+        reader = look(shape=shape)
+        yield Measured(known, shape)
+    scale = (planes.shape[0] / shape[0], planes.shape[1] / shape[1])
+    expected = object_diameter(model, factor, known)
     store = Assembly(planes, classes=len(model.classes), shape=shape, focused=focused)
     stopped = False
     try:
@@ -219,12 +237,13 @@ def segment(
             devices.give_back()
     path = store.path(grid=grid) if grid is not None else None
     settings = {
-        "diameter": diameter,
+        "diameter": known,
         "pixel_size": pixel_size,
         "limits": None if limits is None else [float(n) for n in limits],
     } | reader.settings
     provenance = provenance_of(model, planes, where, settings=settings) | {
         **told,
+        "diameter_estimated": measures,
         "resized_by": factor,
         "fixations": len(path) if path is not None else None,
         "cancelled": stopped,
@@ -252,44 +271,3 @@ def _reading(
         if not reader.runner.fall_back():
             height, width = shape
             raise exhausted(CPU, f"a plane of {height}×{width} pixels")
-
-
-def reader_for(
-    model: Model,
-    device: str | torch.device | Backend,
-    shape: tuple[int, int],
-    *,
-    policy: str | Policy | None = None,
-    fusion: str | Fusion | None = None,
-    budget: int | None = None,
-    tiling: Tiling | None = None,
-    batch_size: int | None = None,
-    attention: Sequence[Wanted] = (),
-) -> Reader:
-    """Choose how a model reads planes of a shape; see `segment`."""
-    if isinstance(model.config, RetinaConfig):
-        return RetinaReader(
-            model,
-            device,
-            shape,
-            policy=policy,
-            fusion=fusion,
-            budget=budget,
-            batch_size=batch_size,
-        )
-    focus = {"policy": policy, "fusion": fusion, "budget": budget}
-    for name, value in focus.items():
-        if value is not None:
-            raise ModelError(
-                f"Model {model.name!r} is an {model.system} network that moves no "
-                f"focus; expected no {name}: leave it out, or choose a retina model."
-            )
-    if isinstance(model.config, MaskRCNNConfig):
-        return DetectorReader(model, device, tiling=tiling, attention=attention)
-    return DenseReader(
-        model,
-        device,
-        tiling=tiling,
-        batch_size=batch_size,
-        attention=attention,
-    )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
 
-FORMAT = 1
+FORMAT = 2
 """Version of the header that this program writes; it reads this and older ones."""
 
 _KEY = "napari_fovea"
@@ -39,6 +39,7 @@ class ScanHeader(BaseModel):
 
     policy: Literal["seek", "raster"] | None = None
     tile: int | None = Field(None, ge=32, le=8192)
+    diameter: Literal["auto"] | None = None
 
 
 class Header(BaseModel):
@@ -52,7 +53,7 @@ class Header(BaseModel):
     config: dict[str, Any]
     classes: tuple[str, ...] = Field(min_length=2)
     outputs: tuple[int, ...]
-    border: int | None = None
+    depths: tuple[float, ...] | None = None
     normalisation: _NormalisationHeader
     object_diameter: float | None = Field(None, gt=0)
     pixel_size: float | None = Field(None, gt=0)
@@ -76,7 +77,7 @@ def save(model: Model, path: str | os.PathLike[str], *, half: bool = False) -> N
         config=model.config.model_dump(),
         classes=model.classes,
         outputs=model.outputs,
-        border=model.border,
+        depths=model.depths,
         normalisation=_NormalisationHeader(**asdict(model.normalisation)),
         object_diameter=model.object_diameter,
         pixel_size=model.pixel_size,
@@ -153,7 +154,7 @@ def load(path: str | os.PathLike[str]) -> Model:
             network=network,
             classes=header.classes,
             outputs=header.outputs,
-            border=header.border,
+            depths=header.depths,
             normalisation=Normalisation(**header.normalisation.model_dump()),
             object_diameter=header.object_diameter,
             pixel_size=header.pixel_size,
@@ -213,6 +214,10 @@ def _header(metadata: Mapping[str, str] | None, path: Path) -> Header:
             f"{path} has format {version}, this napari-fovea reads up to {FORMAT}: "
             "update napari-fovea to open it."
         )
+    border = raw.get("border")
+    if version == 1 and border is not None:
+        # Interior and border were the only depths; a pixel is at the core or not.
+        raw["depths"] = [float(0 < i != border) for i in range(len(raw["outputs"]))]
     try:
         header = Header.model_validate(raw)
     except ValidationError as error:

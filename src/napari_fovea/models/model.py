@@ -30,10 +30,12 @@ class Model:
     classes : tuple of str
         Names of the classes a user sees; the first is background.
     outputs : tuple of int
-        Class that each output of the network belongs to. Interior and border of
-        one kind of object are two outputs of one class.
-    border : int or None
-        The output that marks borders between touching objects, if there is one.
+        Class that each output of the network belongs to. How deep inside an object
+        pixels lie may be told by several outputs of one class.
+    depths : tuple of float or None
+        Depth of each output, if they tell depths: 0 at the edge of an object and in
+        the background, 1 in its core. The mean of depths is a landscape in which
+        every object is a hill, which tells touching objects apart.
     normalisation : Normalisation
         How intensities are scaled.
     object_diameter : float or None
@@ -42,7 +44,9 @@ class Model:
         Size of the pixels it was trained on, in micrometres.
     scan : mapping
         How it likes to look: the ``policy`` that suits a retina network, the
-        ``tile`` in pixels that a network was trained on which should see no more.
+        ``tile`` in pixels that a network was trained on which should see no more,
+        the ``diameter`` ``"auto"`` where objects are to be brought to the size it
+        knows, even if they have to be measured first.
     provenance : mapping
         What it was trained on, how, when, and how well it does.
     """
@@ -51,7 +55,7 @@ class Model:
     network: nn.Module
     classes: tuple[str, ...]
     outputs: tuple[int, ...]
-    border: int | None = None
+    depths: tuple[float, ...] | None = None
     normalisation: Normalisation = field(default_factory=Normalisation)
     object_diameter: float | None = None
     pixel_size: float | None = None
@@ -66,10 +70,16 @@ class Model:
                 f"{self.outputs} for a network with {n} outputs; expected one class "
                 "index per output, each class at least once."
             )
-        if self.border is not None and not 0 < self.border < n:
+        depths = self.depths
+        if depths is not None and (
+            len(depths) != n
+            or not all(0 <= depth <= 1 for depth in depths)
+            or len(set(depths[1:])) != n - 1
+            or depths[0] != 0
+        ):
             raise ModelError(
-                f"Model {self.name!r} names output {self.border} as border; expected "
-                f"1 to {n - 1}."
+                f"Model {self.name!r} tells depths {depths} of {n} outputs; expected "
+                "one for each, from 0 to 1, 0 for background, the others different."
             )
 
     @property
@@ -95,6 +105,15 @@ class Model:
         for plane, index in zip(outputs, self.outputs, strict=True):
             total[index] += plane
         return total
+
+    def depth(self, outputs: torch.Tensor) -> torch.Tensor | None:
+        """Mean depth inside objects (…), of outputs (C, …); None if unknown."""
+        if self.depths is None:
+            return None
+        depth = outputs.new_zeros(outputs.shape[1:])
+        for plane, value in zip(outputs, self.depths, strict=True):
+            depth += value * plane
+        return depth
 
     @classmethod
     def load(cls, source: str | os.PathLike[str]) -> Model:

@@ -34,7 +34,7 @@ def what_decides(
     told = {
         "classes": model.classes,
         "outputs": model.outputs,
-        "border": model.border,
+        "depths": model.depths,
         "normalisation": asdict(model.normalisation),
         "object_diameter": model.object_diameter,
         "pixel_size": model.pixel_size,

@@ -11,10 +11,10 @@ import numpy as np
 from napari_fovea.device import as_backend, pick
 from napari_fovea.errors import ImageError, OtherRunError, StoreError
 from napari_fovea.images import Planes, resize, to_tensor
+from napari_fovea.inference.choosing import reader_for
 from napari_fovea.inference.dense import DenseReader
 from napari_fovea.inference.provenance import provenance_of
 from napari_fovea.inference.reading import Choice
-from napari_fovea.inference.segmenting import reader_for
 from napari_fovea.inference.sizes import resizing
 from napari_fovea.inference.tiles import Tiling
 from napari_fovea.scale.identity import same_marks, what_decides

@@ -98,7 +98,7 @@ def adapted(model: Model, classes: tuple[str, ...]) -> Model:
         network=wrapped,
         classes=classes,
         outputs=outputs,
-        border=model.border if kept else None,
+        depths=model.depths if kept else None,
     )
 
 
@@ -135,7 +135,7 @@ def student(trunk: Model, painted: Painted) -> Model:
         other = build(name_of(network), _with_classes(settings, count + 1)).state_dict()
     own, known = fresh.state_dict(), network.state_dict()
     # What depends on the number of classes begins anew, even where its size happens
-    # to be the same: borders are no class.
+    # to be the same: depths are no classes.
     same = [k for k in own if own[k].shape == other[k].shape == known[k].shape]
     own.update({k: known[k] for k in same})
     fresh.load_state_dict(own)
@@ -144,7 +144,7 @@ def student(trunk: Model, painted: Painted) -> Model:
         network=fresh.eval(),
         classes=painted.classes,
         outputs=tuple(range(count)),
-        border=None,
+        depths=None,
     )
 
 

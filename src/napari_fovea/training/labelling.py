@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 
 from napari_fovea.errors import TrainingError
 from napari_fovea.networks import MaskRCNNConfig
+from napari_fovea.training.samples import DEPTHS
 
 if TYPE_CHECKING:
     from napari_fovea.networks import NetworkConfig
+
+Depths = tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -22,16 +25,16 @@ class Labelling:
         Names of the classes, background first.
     from_instances : bool
         Whether labels number objects; then there are two classes.
-    border : bool or None
-        With instances: learn borders between touching objects as well; by default
-        as the recipe has it.
+    depth : bool or None
+        With instances: learn how deep inside its object a pixel lies as well, which
+        tells touching objects apart; by default as the recipe has it.
     ignore : int or None
         Label that counts for nothing.
     """
 
     classes: tuple[str, ...] = ("background", "object")
     from_instances: bool = True
-    border: bool | None = None
+    depth: bool | None = None
     ignore: int | None = None
 
     def __post_init__(self) -> None:
@@ -42,17 +45,17 @@ class Labelling:
                 "are classes."
             )
 
-    def outputs(self, config: NetworkConfig, *, border: bool) -> tuple[int, ...]:
-        """Class that each output of a network with such settings belongs to.
+    def depths(self, config: NetworkConfig, *, depth: bool) -> Depths | None:
+        """Depth of each output of a network with such settings, if they have any.
 
         Parameters
         ----------
         config : NetworkConfig
             Settings of the network.
-        border : bool
-            Whether to learn borders where this does not say.
+        depth : bool
+            Whether to learn depths where this does not say.
         """
-        border = border if self.border is None else self.border
+        depth = depth if self.depth is None else self.depth
         detects = isinstance(config, MaskRCNNConfig)
         if detects and not self.from_instances:
             raise TrainingError(
@@ -61,6 +64,10 @@ class Labelling:
                 "the objects."
             )
         # A detector tells objects apart by itself.
-        if self.from_instances and border and not detects:
-            return (0, 1, 1)
-        return tuple(range(len(self.classes)))
+        return DEPTHS if self.from_instances and depth and not detects else None
+
+    def outputs(self, depths: Depths | None) -> tuple[int, ...]:
+        """Class that each output belongs to, where outputs have depths or not."""
+        if depths is None:
+            return tuple(range(len(self.classes)))
+        return (0, *[1] * (len(depths) - 1))

@@ -42,9 +42,16 @@ class Recipe:
     side : int or None
         Side of a crop in pixels; whole images by default. The retina network and
         the patch classifier take theirs from their settings.
-    border : bool
-        Whether labels that number objects also teach the borders between them, by
-        an output of its own.
+    depth : bool
+        Whether labels that number objects also teach how deep inside an object a
+        pixel lies, by outputs of their own.
+    diameter : float or None
+        Diameter in pixels to which the typical objects of each image are brought,
+        where labels number objects. The model then wants to be shown objects of
+        about this size.
+    balance : float
+        How much more often rare looks are shown than they occur, from 0 to 1; see
+        `sizing.odds_of`.
     policy : str
         How a retina network is scanned, for its scores and from then on.
     tiles : bool
@@ -92,7 +99,9 @@ class Recipe:
     weight_decay: float = 0.0
     clip: float | None = None
     side: int | None = None
-    border: bool = False
+    depth: bool = False
+    diameter: float | None = None
+    balance: float = 0.0
     policy: Literal["seek", "raster"] = "seek"
     tiles: bool = False
     loss: str = "bce"
@@ -147,11 +156,33 @@ _small = partial(
     learning_rate=2e-3,
     weight_decay=1e-4,
     clip=1.0,
-    border=True,
+    depth=True,
     averaging=0.998,
     side=256,
     validate_every=4,
     geometry=Geometry(zoom=(0.7, 1.5), elastic=2.0),
+)
+
+# What the models that ship were trained with: 90 minutes on two cores at most. Objects
+# are shown at one size, give or take, so a small network need not know all sizes;
+# light varies as much as microscopes do.
+_nuclei = partial(
+    Recipe,
+    config="small",
+    loss="bce-dice",
+    augmentation=Augmentation(),
+    learning_rate=2e-3,
+    weight_decay=1e-4,
+    clip=1.0,
+    depth=True,
+    diameter=24.0,
+    balance=0.3,
+    averaging=0.999,
+    batch_size=8,
+    side=256,
+    validate_every=10,
+    validate_images=50,
+    geometry=Geometry(zoom=(0.6, 1.6), elastic=2.0),
 )
 
 RECIPES: dict[str, Recipe] = {
@@ -177,7 +208,7 @@ RECIPES: dict[str, Recipe] = {
         learning_rate=2e-3,
         weight_decay=1e-4,
         clip=1.0,
-        border=True,
+        depth=True,
         averaging=0.999,
         uncertain=0.45,
         boundary=0.25,
@@ -193,7 +224,7 @@ RECIPES: dict[str, Recipe] = {
         weight_decay=1e-4,
         clip=1.0,
         side=288,
-        border=True,
+        depth=True,
         averaging=0.998,
         boundary=0.6,
         looks=64,
@@ -319,6 +350,34 @@ RECIPES: dict[str, Recipe] = {
         _small("mask-rcnn", "small", epochs=28, batch_size=4),
         learning_rate=1e-3,
         augmentation=Augmentation(),
+    ),
+    # The models that ship.
+    "focusnet-nuclei": _nuclei("focusnet", epochs=80),
+    "r2-attention-unet-nuclei": _nuclei("r2-attention-unet", epochs=80),
+    "focusnet-plus-nuclei": _nuclei("focusnet-plus", epochs=40),
+    "mask-rcnn-nuclei": replace(
+        _nuclei("mask-rcnn", epochs=80),
+        depth=False,  # it tells objects apart by itself
+        diameter=32.0,
+        learning_rate=1e-3,
+        batch_size=4,
+    ),
+    "retina-nuclei": replace(
+        _nuclei("retina-vgg", epochs=60),
+        diameter=20.0,
+        views=16_384,
+        batch_size=64,
+        side=None,
+        uncertain=0.45,
+        boundary=0.25,
+        rescan=12,
+    ),
+    "retina-shared-nuclei": replace(
+        _nuclei("retina-shared", epochs=120),
+        diameter=20.0,
+        side=288,
+        boundary=0.6,
+        looks=64,
     ),
 }
 """Recipes by name."""

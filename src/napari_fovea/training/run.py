@@ -38,9 +38,10 @@ from napari_fovea.training.recipes import RECIPES, Recipe
 from napari_fovea.training.samples import (
     Sample,
     check_samples,
-    median_diameter,
+    common_diameter,
     read_folder,
 )
+from napari_fovea.training.sizing import to_diameter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -156,6 +157,7 @@ def train(
             label_folder,
             channels=channels,
             outputs=len(model.outputs),
+            depths=model.depths,
             from_instances=labelling.from_instances,
             ignore=labelling.ignore,
         )
@@ -193,7 +195,15 @@ def train_on(
     """Train a model on samples; see `train` and, for the settings, `fit`."""
     check_samples(samples, model)
     check_samples(validation, model)
-    model = replace(model, object_diameter=median_diameter(samples))
+    if recipe.diameter is None:
+        model = replace(model, object_diameter=common_diameter(samples))
+    else:
+        samples, validation = (
+            to_diameter(s, recipe.diameter, depths=model.depths)
+            for s in (samples, validation)
+        )
+        known = common_diameter(samples)
+        model = replace(model, object_diameter=known and recipe.diameter)
     task = task_for(model, samples, validation, recipe=recipe, seed=seed)
 
     def stamped(trained: Trained) -> Model:
@@ -273,12 +283,16 @@ def fresh_model(
     torch.manual_seed(seed)
     if first is not None:
         network = first.network
-        outputs = labelling.outputs(first.config, border=recipe.border)
+        depths = labelling.depths(first.config, depth=recipe.depth)
+        if depths is not None and first.depths is not None:
+            depths = first.depths
+        outputs = labelling.outputs(depths)
         _check_start(first, recipe=recipe, outputs=outputs, channels=channels)
     else:
         # The kind of network tells how many outputs it needs.
         kind = validate(recipe.network, settings)
-        outputs = labelling.outputs(kind, border=recipe.border)
+        depths = labelling.depths(kind, depth=recipe.depth)
+        outputs = labelling.outputs(depths)
         network = build(recipe.network, settings | {"classes": len(outputs)})
     if backbone is not None:
         if not isinstance(network, MaskRCNN):
@@ -288,16 +302,18 @@ def fresh_model(
             )
         load_backbone(network, backbone)
     scan: dict[str, Any] = {}
+    if recipe.diameter is not None and labelling.from_instances:
+        scan["diameter"] = "auto"
     if isinstance(network.config, RetinaConfig):
-        scan = {"policy": recipe.policy}
+        scan["policy"] = recipe.policy
     elif recipe.tiles and recipe.side:
-        scan = {"tile": recipe.side}
+        scan["tile"] = recipe.side
     return Model(
         name=name,
         network=network,
         classes=labelling.classes,
         outputs=outputs,
-        border=2 if outputs == (0, 1, 1) else None,
+        depths=depths,
         pixel_size=pixel_size,
         scan=scan,
         provenance=dict(first.provenance) if first else {},

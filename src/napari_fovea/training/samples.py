@@ -14,6 +14,7 @@ from skimage.segmentation import find_boundaries, relabel_sequential
 from napari_fovea.errors import ImageError, TrainingError
 from napari_fovea.files import IMAGE_SUFFIXES, read_image, read_labels
 from napari_fovea.images import Normalisation, axes_beside, read_planes, to_tensor
+from napari_fovea.inference.sizes import typical_diameter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 VOID = 255
 """Class of pixels that count for nothing, in samples."""
 
-BORDER_REACH = 2
-"""Pixels of an object this near to its edge are border."""
+DEPTHS = (0.0, 0.125, 0.375, 0.625, 0.875)
+"""Depths of the outputs that tell objects apart: background, then from edge to core."""
 
 _MASKS = ({255}, {0, 255})
 EXACT = 2**24
@@ -56,39 +57,57 @@ class Sample:
     instances: NDArray[np.integer] | None
 
 
-def interior_and_border(
+def depth_classes(
     instances: NDArray[np.integer],
     *,
+    depths: Sequence[float] = DEPTHS,
     void: NDArray[np.bool_] | None = None,
-    reach: int = BORDER_REACH,
 ) -> NDArray[np.uint8]:
-    """Mark the rim of every object, which keeps touching objects apart.
+    r"""Tell how deep inside its object every pixel lies.
+
+    .. math:: t(x) = \delta(x) / \max_{y \in O(x)} \delta(y)
+
+    with the distance δ from the edge of the object O, where background or another
+    object begins; the image's edge is none. The range of t is divided evenly among the
+    outputs that objects have, in the order of their depths.
 
     Parameters
     ----------
     instances : ndarray of int, shape (H, W)
         0 is background, every other value one object.
+    depths : sequence of float
+        Of each output of the network, the first of which is background; see `Model`.
     void : ndarray of bool, shape (H, W), optional
-        Pixels of which nothing is known. An object's pixel near them is border if
-        something else that is known lies near, and else void as they are.
-    reach : int
-        A pixel of an object is border if background or another object lies this
-        near, in pixels along rows and columns. The image's edge is no border.
+        Pixels of which nothing is known. Pixels of objects to which they are as near
+        as the edge is are void as well: the edge may lie there.
 
     Returns
     -------
     ndarray of uint8, shape (H, W)
-        0 background, 1 interior, 2 border, 255 void.
+        Output of each pixel, 255 where void.
     """
-    size = 2 * reach + 1
-    known = instances.astype(np.int64)
-    void = np.zeros(known.shape, bool) if void is None else void
-    highest = ndimage.maximum_filter(np.where(void, -1, known), size)
-    lowest = ndimage.minimum_filter(np.where(void, EXACT, known), size)
-    rim = highest != lowest
-    classes = np.where(known > 0, 1 + rim, 0)
-    unsure = (known > 0) & ~rim & ndimage.maximum_filter(void, size)
-    return np.where(void | unsure, VOID, classes).astype(np.uint8)
+    known = relabel_sequential(instances.astype(np.int64))[0]
+    if void is not None and void.any() and not void.all():
+        nearest = ndimage.distance_transform_edt(
+            void, return_distances=False, return_indices=True
+        )
+        known = known[tuple(nearest)]
+    inside = known > 0
+    edge = find_boundaries(known, connectivity=1, mode="inner")
+    within = inside & ~edge
+    delta = np.full(known.shape, 0.5)
+    if not within.all():  # else there is no edge, and all is core
+        delta += ndimage.distance_transform_edt(within)
+    deepest = ndimage.maximum(delta, known, np.arange(known.max() + 1))
+    t = delta / np.asarray(deepest)[known]
+    steps = len(depths) - 1
+    order = 1 + np.argsort(depths[1:])
+    bins = np.minimum((t * steps).astype(np.int64), steps - 1)
+    classes = np.where(inside, order[bins], 0).astype(np.uint8)
+    if void is not None:
+        unsure = inside & (ndimage.distance_transform_edt(~void) <= delta)
+        classes[void | unsure] = VOID
+    return classes
 
 
 def make_sample(
@@ -98,6 +117,7 @@ def make_sample(
     name: str = "image",
     channels: int,
     outputs: int,
+    depths: Sequence[float] | None = None,
     from_instances: bool = True,
     ignore: int | None = None,
     normalisation: Normalisation | None = None,
@@ -115,8 +135,11 @@ def make_sample(
     channels : int
         Channels the network takes.
     outputs : int
-        Outputs of the network. With ``from_instances``, 2 is background and
-        foreground, 3 is background, interior and border.
+        Outputs of the network. With ``from_instances`` there are two, background and
+        foreground, unless they have depths.
+    depths : sequence of float, optional
+        Of each output, where labels that number objects teach how deep inside an
+        object pixels lie.
     from_instances : bool
         Whether labels number objects rather than classes.
     ignore : int, optional
@@ -157,7 +180,7 @@ def make_sample(
     void = truth == ignore if ignore is not None else np.zeros(truth.shape, bool)
     instances = None
     values = np.unique(truth[~void])
-    if from_instances and outputs <= 3 and set(values.tolist()) in _MASKS:
+    if from_instances and set(values.tolist()) in _MASKS:
         raise TrainingError(
             f"{name}: labels hold nothing but 0 and 255, which is a mask, not single "
             "objects; expected a number per object: number the connected regions, or "
@@ -174,9 +197,9 @@ def make_sample(
         if instances.max(initial=0) >= EXACT:
             instances = relabel_sequential(instances)[0]
         classes = (
-            interior_and_border(instances, void=void)
-            if outputs == 3
-            else (instances > 0).astype(np.uint8)
+            (instances > 0).astype(np.uint8)
+            if depths is None
+            else depth_classes(instances, depths=depths, void=void)
         )
     else:
         known = truth[~void]
@@ -235,6 +258,7 @@ def read_folder(
     *,
     channels: int,
     outputs: int,
+    depths: Sequence[float] | None = None,
     from_instances: bool = True,
     ignore: int | None = None,
 ) -> list[Sample]:
@@ -246,6 +270,7 @@ def read_folder(
             name=image.name,
             channels=channels,
             outputs=outputs,
+            depths=depths,
             from_instances=from_instances,
             ignore=ignore,
         )
@@ -290,15 +315,15 @@ def fingerprint(samples: Sequence[Sample], validation: Sequence[Sample] = ()) ->
     return digest.hexdigest()
 
 
-def median_diameter(samples: Sequence[Sample]) -> float | None:
-    """Median over objects of the diameter of a disc of their area, in pixels."""
-    areas = [
-        np.unique(s.instances[s.instances > 0], return_counts=True)[1]
+def common_diameter(samples: Sequence[Sample]) -> float | None:
+    """Median over images of how large their objects typically are, in pixels."""
+    known = [
+        diameter
         for s in samples
         if s.instances is not None
+        and (diameter := typical_diameter(s.instances)) is not None
     ]
-    sizes = np.concatenate(areas) if areas else np.zeros(0)
-    return float(2 * np.sqrt(np.median(sizes) / np.pi)) if len(sizes) else None
+    return float(np.median(known)) if known else None
 
 
 def boundary_places(sample: Sample) -> NDArray[np.int64]:

@@ -16,9 +16,9 @@ from napari_fovea import device as devices
 from napari_fovea.errors import ImageError
 from napari_fovea.images import read_planes, to_tensor
 from napari_fovea.inference.assembly import Assembly
+from napari_fovea.inference.choosing import reader_for
 from napari_fovea.inference.dense import ready
 from napari_fovea.inference.reading import complete
-from napari_fovea.inference.segmenting import reader_for
 from napari_fovea.networks import (
     Adapted,
     AdaptedRetina,

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from napari_fovea.inference.choosing import reader_for
 from napari_fovea.inference.reading import complete
-from napari_fovea.inference.segmenting import reader_for
 from napari_fovea.losses import LOSSES, cell_cross_entropy
 from napari_fovea.networks import DenseConfig, MaskRCNNConfig, RetinaConfig
 from napari_fovea.retina import IGNORE, cell_pmfs
@@ -19,7 +19,7 @@ from napari_fovea.training.augment import vary_light
 from napari_fovea.training.detection import DetectionTask
 from napari_fovea.training.guard import Scores, balanced, stroke_scores
 from napari_fovea.training.retina import RetinaTask
-from napari_fovea.training.samples import VOID, Sample, interior_and_border
+from napari_fovea.training.samples import VOID, Sample, depth_classes
 from napari_fovea.training.task import CropTask, Task
 from napari_fovea.training.views import by_area, together
 
@@ -110,7 +110,7 @@ def sample_of(
     plane: PaintedPlane,
     held: AbstractSet[Stroke],
     *,
-    border: bool,
+    depths: Sequence[float] | None,
     teacher: torch.Tensor | None,
     classes: int,
 ) -> Sample:
@@ -122,9 +122,9 @@ def sample_of(
         What was painted.
     held : set of Stroke
         Strokes of which nothing is to be learned.
-    border : bool
-        Whether the network tells borders between objects; then the classes are its
-        outputs, if objects are known.
+    depths : sequence of float or None
+        Of the network's outputs, if it tells how deep inside objects pixels lie; then
+        the classes are its outputs, if objects are known.
     teacher : Tensor of float32, shape (K, H, W), optional
         What is believed of the rest; it is carried along as further channels.
     classes : int
@@ -136,8 +136,8 @@ def sample_of(
     instances = plane.instances
     if instances is not None:
         instances = np.where(void, 0, instances)
-        if border:
-            known = interior_and_border(instances, void=void)
+        if depths is not None:
+            known = depth_classes(instances, depths=depths, void=void)
     if teacher is None:
         teacher = torch.zeros(classes, *plane.classes.shape)
     image = torch.cat([plane.image.cpu(), teacher.float().cpu()])
@@ -222,7 +222,7 @@ class _StrokeTask(Task[Any]):
     ) -> None:
         self.lesson, self.freeze, self._replay = lesson, freeze, replay
         super().__init__(*arguments, **settings)
-        # Labels of objects name outputs, interior and border; others name classes.
+        # Labels of objects name outputs, by depth; others name classes.
         objects = any(s.instances is not None for s in self.samples)
         self._by_output = objects and len(self.model.outputs) > len(self.model.classes)
 

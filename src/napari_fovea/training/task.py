@@ -12,6 +12,7 @@ import numpy as np
 from napari_fovea.errors import TrainingError
 from napari_fovea.metrics import dice
 from napari_fovea.training.samples import VOID, fingerprint
+from napari_fovea.training.sizing import odds_of
 from napari_fovea.training.views import Views
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ class Task(ABC, Generic[Batch]):
     @property
     def odds(self) -> NDArray[np.floating] | None:
         """How often each image is shown; None for the root of its area."""
-        return None
+        balance = self.recipe.balance
+        return odds_of(self.samples, balance) if balance else None
 
     @property
     def steps(self) -> int:

@@ -248,7 +248,7 @@ class Tuner(Seeing):
             sample_of(
                 plane,
                 held,
-                border=start.border is not None,
+                depths=start.depths,
                 teacher=teachers.get(plane.key),
                 classes=classes,
             )
