@@ -6,7 +6,7 @@ import signal
 import threading
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -19,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from napari_fovea.errors import FoveaError
+from napari_fovea.errors import FoveaError, ImageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -89,7 +89,11 @@ Compile = Annotated[
     ),
 ]
 Diameter = Annotated[
-    float | None, typer.Option(help="Typical diameter of the objects in pixels.")
+    str | None,
+    typer.Option(
+        help="Typical diameter of the objects in pixels; auto estimates it, which is "
+        "what models do by default that know objects of one size."
+    ),
 ]
 PixelSize = Annotated[
     float | None, typer.Option(help="Size of the pixels in micrometres.")
@@ -201,3 +205,23 @@ def labelling_of(
         depth=depth,
         ignore=ignore,
     )
+
+
+def diameter_of(text: str | None) -> float | Literal["auto"] | None:
+    """Read a diameter: a number, ``auto``, or nothing.
+
+    Raises
+    ------
+    ImageError
+        If it is none of these.
+    """
+    if text is None:
+        return None
+    if text == "auto":
+        return "auto"
+    try:
+        return float(text)
+    except ValueError:
+        raise ImageError(
+            f"The diameter is {text!r}; expected a number of pixels, or auto."
+        ) from None

@@ -17,6 +17,7 @@ from napari_fovea.cli.common import (
     LabelKind,
     Policy,
     app,
+    diameter_of,
     duration,
     epoch_line,
     labelling_of,
@@ -78,7 +79,7 @@ def evaluate(
         groups=kinds,
         policy=policy.value if policy else None,
         budget=budget,
-        diameter=diameter,
+        diameter=diameter_of(diameter),
         device=device,
     )
     with progress_bar() as progress:

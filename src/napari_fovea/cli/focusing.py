@@ -24,6 +24,7 @@ from napari_fovea.cli.common import (
     app,
     backend_of,
     complain,
+    diameter_of,
     follow,
     out,
 )
@@ -100,7 +101,7 @@ def focus(
     settings: dict[str, Any] = {
         "policy": policy.value if policy else None,
         "budget": budget,
-        "diameter": diameter,
+        "diameter": diameter_of(diameter),
         "pixel_size": pixel_size,
     }
     _check_source(model, path, stretch=stretch, settings=settings)

@@ -23,6 +23,7 @@ from napari_fovea.cli.common import (
     app,
     backend_of,
     complain,
+    diameter_of,
     duration,
     err,
     interruptible,
@@ -141,7 +142,11 @@ def segment(
     if output.suffix == SUFFIX:
         refuse_files({"recursive": recursive, "skip-existing": skip_existing}, output)
         focus = {"policy": policy.value if policy else None, "budget": budget}
-        sizes = {"diameter": diameter, "pixel_size": pixel_size, "axes": axes}
+        sizes = {
+            "diameter": diameter_of(diameter),
+            "pixel_size": pixel_size,
+            "axes": axes,
+        }
         more = {"device": backend, "probabilities": probabilities}
         options = blocks | focus | sizes | more
         segment_into(output, images, model, attention=attention, **options)
@@ -164,7 +169,7 @@ def segment(
             policy=policy.value if policy else None,
             budget=budget,
             device=backend,
-            diameter=diameter,
+            diameter=diameter_of(diameter),
             pixel_size=pixel_size,
             axes=axes,
         )

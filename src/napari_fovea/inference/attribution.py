@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -15,8 +15,9 @@ from napari_fovea.errors import AttentionError
 from napari_fovea.images import read_planes, resize, to_tensor
 from napari_fovea.inference.attention import wanted
 from napari_fovea.inference.dense import ready
+from napari_fovea.inference.diameter import estimated
 from napari_fovea.inference.region import locate
-from napari_fovea.inference.sizes import resizing
+from napari_fovea.inference.sizes import fitting, measured, resized, resizing
 from napari_fovea.inference.target import ask, class_of
 from napari_fovea.inference.window import Window
 from napari_fovea.models import Model
@@ -84,7 +85,7 @@ def explain(
     names: Iterable[str] = (),
     axes: str | None = None,
     rgb: bool | None = None,
-    diameter: float | None = None,
+    diameter: float | Literal["auto"] | None = None,
     pixel_size: float | None = None,
     limits: tuple[float, float] | None = None,
     side: int = 512,
@@ -169,13 +170,17 @@ def explain(
     planes = planes.for_network(model.channels)
     label, asked_for = class_of(model, target), wanted(model, names)
     where = devices.pick(device)
-    factor = resizing(model, planes.shape, diameter=diameter, pixel_size=pixel_size)
-    height, width = (max(1, round(n * factor)) for n in planes.shape)
-    place = locate(region, shape=planes.shape, resized=(height, width))
+    measures = measured(model, diameter=diameter, pixel_size=pixel_size)
+    known = None if diameter == "auto" else diameter
+    factor = resizing(model, planes.shape, diameter=known, pixel_size=pixel_size)
     limits = limits or model.normalisation.limits(planes)
     pixels = to_tensor(
         planes.data[0], limits=limits, channels=model.channels, device=where
     )
+    if measures:
+        factor = fitting(model, estimated(pixels, model, device, cancelled=cancelled))
+    height, width = resized(planes.shape, factor)
+    place = locate(region, shape=planes.shape, resized=(height, width))
     window = Window.around(
         place, (height, width), model=model, side=side, shape=planes.shape
     )

@@ -190,6 +190,7 @@ def segment(
             liveliest(planes), limits=(low, high), channels=model.channels
         )
         known = estimated(sample, model, backend, cancelled=cancelled)
+        del sample
         factor = fitting(model, known)
         shape = resized(planes.shape, factor)
         reader = look(shape=shape)

@@ -72,7 +72,7 @@ def marks_of(level: Level) -> list[str | None]:
     """
     height, width = level.plane
     found: list[str | None] = []
-    for plane, y, x in _lattice((level.planes, height, width), _MARKS):
+    for plane, y, x in lattice((level.planes, height, width), _MARKS):
         try:
             part = level.read(plane, slice(y, y + _MARK), slice(x, x + _MARK))
         except Exception:  # whatever a store raises
@@ -90,7 +90,7 @@ def _sample(level: Level, channels: int) -> NDArray[np.float64]:
     height, width = level.plane
     high, wide = min(high, height), min(wide, width)
     grid = (level.planes, -(-height // high), -(-width // wide))
-    places = list(_lattice(grid, _PIECES))
+    places = list(lattice(grid, _PIECES))
     each = max(1, _SAMPLE // len(places))
     steps = _steps((high, wide), each)
     parts = []
@@ -108,7 +108,7 @@ def _sample(level: Level, channels: int) -> NDArray[np.float64]:
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
-def _lattice(sizes: tuple[int, ...], most: int) -> Iterator[tuple[int, ...]]:
+def lattice(sizes: tuple[int, ...], most: int) -> Iterator[tuple[int, ...]]:
     """Places of an array, at most so many, evenly apart."""
     steps = _steps(sizes, most)
     for index in np.ndindex(*(-(-n // s) for n, s in zip(sizes, steps, strict=True))):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
 import numpy as np
@@ -13,12 +13,13 @@ from napari_fovea.errors import ImageError, OtherRunError, StoreError
 from napari_fovea.images import Planes, resize, to_tensor
 from napari_fovea.inference.choosing import reader_for
 from napari_fovea.inference.dense import DenseReader
+from napari_fovea.inference.diameter import estimated
 from napari_fovea.inference.provenance import provenance_of
 from napari_fovea.inference.reading import Choice
-from napari_fovea.inference.sizes import resizing
+from napari_fovea.inference.sizes import fitting, measured, resizing
 from napari_fovea.inference.tiles import Tiling
 from napari_fovea.scale.identity import same_marks, what_decides
-from napari_fovea.scale.intensities import limits_of, marks_of
+from napari_fovea.scale.intensities import lattice, limits_of, marks_of
 from napari_fovea.scale.job import Job, Settings
 from napari_fovea.scale.plan import Plan, chunk_of, cut, halo_of
 from napari_fovea.scale.store import Store, look
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from napari_fovea.scale.source import Level, Source
 
 _FEATURES = 5 * 2**28  # bytes planned for them on a CPU, so that a run takes no 2 GiB
+_MEASURED, _PART = 9, 1024  # places where objects may be measured, and their side
 _TRIED = 4  # blocks of which the one with most contrast tells how to compute
 _TOLERANCE = 1.1  # a level may show objects a little smaller than the model wants
 
@@ -64,6 +66,8 @@ class Prepared:
         Chooses how blocks are computed.
     factor : float
         By which they are resized.
+    measured : float or None
+        Diameter of the objects in pixels of the finest level, if it was measured.
     """
 
     source: Source
@@ -75,6 +79,7 @@ class Prepared:
     provenance: dict[str, Any]
     reader: Reader
     factor: float
+    measured: float | None = None
 
     @property
     def level(self) -> Level:
@@ -132,6 +137,7 @@ class Prepared:
             "marks": marks,
             "limits": limits,
             "core": self.plan.core,
+            "measured": self.measured,
             "computed": self._choose(limits),
             "complete": False,
             "run": uuid4().hex,
@@ -204,12 +210,12 @@ def prepare(
     model: Model,
     *,
     level: int | str,
-    diameter: float | None,
+    diameter: float | Literal["auto"] | None,
     pixel_size: float | None,
     device: str | Backend,
     workers: int,
     chunk: int | None,
-    core: tuple[int, int] | None,
+    left: Mapping[str, Any] | None,
     probabilities: bool,
     **focus: Any,
 ) -> Prepared:
@@ -219,6 +225,16 @@ def prepare(
         raise ImageError(f"The budget is {budget}; give an integer of 1 or more.")
     if pixel_size is None and diameter is None and model.pixel_size is not None:
         pixel_size = source.pixel_size
+    left, found = left or {}, None
+    measures = measured(model, diameter=diameter, pixel_size=pixel_size)
+    if diameter == "auto":
+        diameter = None
+    if measures:
+        # Measured once: another precision would give another size.
+        known = "measured" in left
+        found = left["measured"] if known else _measure(source, model, device)
+        assert model.object_diameter is not None
+        diameter = model.object_diameter / fitting(model, found)
     index = choose_level(
         source, model, level=level, diameter=diameter, pixel_size=pixel_size
     )
@@ -236,9 +252,10 @@ def prepare(
     reader = reader_for(model, backend, (scanned[0], scanned[1]), **focus)
     where = reader.runner.device
     halo = halo_of(model, factor)
-    if chunk is None and core is not None:
+    core = left.get("core")
+    if chunk is None and core:
         # What an earlier run has chosen, when there was more or less memory.
-        plan = Plan(seen.planes, seen.plane, core, halo)
+        plan = Plan(seen.planes, seen.plane, (int(core[0]), int(core[1])), halo)
     else:
         side = reader.largest if isinstance(reader, DenseReader) else None
         chunk = chunk or chunk_of(model, factor, halo, side=side)
@@ -246,6 +263,7 @@ def prepare(
     unwritten, chunks = seen.unwritten
     provenance = provenance_of(model, planes, where, settings=sizes | reader.settings)
     provenance |= {
+        "diameter_estimated": measures,
         "resized_by": factor,
         "source": {
             "name": str(source.path or source.name),
@@ -272,7 +290,32 @@ def prepare(
         provenance,
         reader,
         factor,
+        found,
     )
+
+
+def _measure(source: Source, model: Model, device: str | Backend) -> float | None:
+    """Estimate the diameter of objects, of a part of the finest level."""
+    level = source.levels[0]
+    parts = []
+    for plane, y, x in lattice((level.planes, *level.plane), _MEASURED):
+        top, start = max(0, y - _PART // 2), max(0, x - _PART // 2)
+        rows, columns = slice(top, top + _PART), slice(start, start + _PART)
+        try:
+            pixels = level.read(plane, rows, columns)
+        except Exception:  # a block will say so itself
+            continue
+        if pixels.dtype.kind != "f" or bool(np.isfinite(pixels).all()):
+            parts.append(pixels)
+    if not parts:
+        return None
+    planes = Planes(max(parts, key=lambda p: float(p.std()))[None], (), "YX")
+    planes = planes.for_network(model.channels, blank=True)
+    if planes.data.min() == planes.data.max():
+        return None
+    limits = model.normalisation.limits(planes)
+    shown = to_tensor(planes.data[0], limits=limits, channels=model.channels)
+    return estimated(shown, model, device)
 
 
 def choose_level(

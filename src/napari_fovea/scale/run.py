@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from napari_fovea.errors import StoreError
 from napari_fovea.models import Model
@@ -40,7 +40,7 @@ def segment_large(
     *,
     axes: str | None = None,
     level: int | str = "auto",
-    diameter: float | None = None,
+    diameter: float | Literal["auto"] | None = None,
     pixel_size: float | None = None,
     policy: str | Policy | None = None,
     fusion: str | Fusion | None = None,
@@ -78,7 +78,8 @@ def segment_large(
         shows objects as large as the model wants them, if a diameter or pixel sizes
         tell, else the finest.
     diameter : float, optional
-        Typical diameter of the objects in pixels of the finest level.
+        Typical diameter of the objects in pixels of the finest level; ``"auto"`` lets
+        the model estimate it from a part of it, see `segment`.
     pixel_size : float, optional
         Size of a pixel of the finest level in micrometres; by default from the
         metadata.
@@ -127,7 +128,6 @@ def segment_large(
         with _telling(path):
             left = look(path)
         left = None if overwrite else left
-        core = (left or {}).get("core")
         run = prepare(
             opened,
             model,
@@ -140,7 +140,7 @@ def segment_large(
             device=device,
             workers=workers or 1,
             chunk=chunk,
-            core=(int(core[0]), int(core[1])) if core else None,
+            left=left,
             probabilities=probabilities,
         )
         total = len(run.plan)

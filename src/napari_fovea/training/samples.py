@@ -78,8 +78,8 @@ def depth_classes(
     depths : sequence of float
         Of each output of the network, the first of which is background; see `Model`.
     void : ndarray of bool, shape (H, W), optional
-        Pixels of which nothing is known. Pixels of objects to which they are as near
-        as the edge is are void as well: the edge may lie there.
+        Pixels of which nothing is known. Pixels of objects that are nearer to them
+        than to the edge are void as well: the edge may lie there.
 
     Returns
     -------
@@ -105,7 +105,8 @@ def depth_classes(
     bins = np.minimum((t * steps).astype(np.int64), steps - 1)
     classes = np.where(inside, order[bins], 0).astype(np.uint8)
     if void is not None:
-        unsure = inside & (ndimage.distance_transform_edt(~void) <= delta)
+        # The last pixel before what is void may be one of the edge.
+        unsure = inside & (ndimage.distance_transform_edt(~void) - 0.5 < delta)
         classes[void | unsure] = VOID
     return classes
 

@@ -14,7 +14,6 @@ from qtpy.QtCore import QEvent, QTimer
 from qtpy.QtWidgets import (
     QCheckBox,
     QComboBox,
-    QDoubleSpinBox,
     QFormLayout,
     QHBoxLayout,
     QProgressBar,
@@ -26,6 +25,7 @@ from qtpy.QtWidgets import (
 
 from napari_fovea.errors import FoveaError
 from napari_fovea.widgets import layers
+from napari_fovea.widgets.diameter import DiameterField
 from napari_fovea.widgets.job import Job
 from napari_fovea.widgets.large import MOST, LargeRun, is_large
 from napari_fovea.widgets.model import ModelPicker
@@ -91,15 +91,7 @@ class SegmentDock(QWidget):
         self.budget.setSingleStep(100)
         self.budget.setSpecialValueText("automatic")
         self.budget.setToolTip("Most fixations per plane")
-        self.diameter = QDoubleSpinBox()
-        self.diameter.setRange(0, 10_000)
-        self.diameter.setDecimals(1)
-        self.diameter.setSuffix(" px")
-        self.diameter.setSpecialValueText("as trained")
-        self.diameter.setToolTip(
-            "Typical diameter of the objects in pixels of the image;\n"
-            "the image is resized to the model's object size"
-        )
+        self.diameter = DiameterField(self.session, self._chosen_region)
         self.live = QCheckBox("Show it while it runs")
         self.live.setChecked(True)
         self.live.setToolTip("See the map sharpen and the path grow")
@@ -112,6 +104,7 @@ class SegmentDock(QWidget):
         self.progress.setRange(0, 1000)
         self.progress.setTextVisible(False)
         self.status = Telling("Ready")
+        self.diameter.told.connect(self.status.setText)
         form = QFormLayout()
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         form.addRow("Model", self.picker)
@@ -180,6 +173,12 @@ class SegmentDock(QWidget):
                 return layer
         return None
 
+    def _chosen_region(self) -> Region | None:
+        layer = self._layer()
+        if layer is None:
+            return None
+        return layers.region_of(layer, self.viewer.dims, self.region.currentText())
+
     def _enable(self) -> None:
         if not isalive(self):
             return  # its window was closed; the session goes on
@@ -191,6 +190,7 @@ class SegmentDock(QWidget):
             shown = chosen is None or chosen.focused
             row.setVisible(shown)
             self._form.labelForField(row).setVisible(shown)
+        self.diameter.show_model(chosen)
         layer = self._layer()
         large = layer is not None and layers.pixels_of(layer) > MOST
         self.place.setVisible(large)
@@ -217,7 +217,7 @@ class SegmentDock(QWidget):
             }
         return {
             **focus,
-            "diameter": self.diameter.value() or None,
+            "diameter": self.diameter.value(),
         }
 
     def run(self) -> None:
@@ -226,12 +226,11 @@ class SegmentDock(QWidget):
         if self.job is not None or layer is None or entry is None:
             return
         try:
-            region = layers.region_of(
-                layer, self.viewer.dims, self.region.currentText()
-            )
+            region = self._chosen_region()
         except FoveaError as error:
             self._complain(error)
             return
+        assert region is not None
         settings = self.settings() | {"pixel_size": layers.pixel_size(layer)}
         self._note = {
             "source": layer.name,
@@ -371,6 +370,8 @@ class SegmentDock(QWidget):
         self.progress.setValue(1000)
         how = "Stopped" if made["cancelled"] else "Done"
         looks = f"{made['fixations']} fixations, " if result.path is not None else ""
+        if made["diameter_estimated"] and made["settings"]["diameter"] is not None:
+            looks = f"about {made['settings']['diameter']:.0f} px across, {looks}"
         self.status.setText(
             f"{how}: {int(result.instances.max())} objects, {looks}"
             f"{duration(made['seconds'])} on {made['device']}"
@@ -393,6 +394,7 @@ class SegmentDock(QWidget):
         super().changeEvent(event)
         if event.type() == QEvent.Type.ParentChange and self.parent() is None:
             self._timer.stop()
+            self.diameter.quit()
             if self.job is not None:
                 self.job.quit()
                 self.progress.setValue(0)
