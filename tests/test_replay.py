@@ -472,7 +472,8 @@ def test_the_best_look_is_by_the_smallest_cell_then_the_nearest(
             far = math.dist(point, path.centres[step])
             for top, left, bottom, right in path.cells(step):
                 if top <= point[0] < bottom and left <= point[1] < right:
-                    look = ((bottom - top) * (right - left), round(far, 9))
+                    area = (bottom - top) * (right - left)
+                    look = (round(area, 9), round(far, 9))
                     if look < best:
                         best, expected = look, step
         assert path.best_look(tuple(point), plane=1) == expected

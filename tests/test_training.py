@@ -150,7 +150,9 @@ def test_every_recipe_builds_its_network(name: str) -> None:
     assert model.scan.get("tile") == (recipe.side if recipe.tiles else None)
     if recipe.network in ("retina-vgg", "retina-shared"):
         paper = recipe.config == "paper"
-        assert model.scan == {"policy": "raster" if paper else "seek"}
+        assert model.scan["policy"] == ("raster" if paper else "seek")
+    assert model.scan.get("diameter") == ("auto" if recipe.diameter else None)
+    assert (model.depths is not None) == recipe.depth
     assert recipe.loss in LOSSES
     assert model.classes == ("background", "object")
 

@@ -189,5 +189,5 @@ class FocusPath:
         y, x = inside[steps].T
         areas = self.grid.areas[self.grid.cell_index[y, x]]
         away = (place - self.corners[steps] - self.grid.d / 2) * self.scale
-        far = (away**2).sum(1)
+        far = (away**2).sum(1).round(9)  # of those equally far the first
         return int(steps[np.lexsort((far, areas))[0]])

@@ -348,6 +348,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "mask-rcnn-small": replace(
         _small("mask-rcnn", "small", epochs=28, batch_size=4),
+        depth=False,  # it tells objects apart by itself
         learning_rate=1e-3,
         augmentation=Augmentation(),
     ),
@@ -357,7 +358,7 @@ RECIPES: dict[str, Recipe] = {
     "focusnet-plus-nuclei": _nuclei("focusnet-plus", epochs=40),
     "mask-rcnn-nuclei": replace(
         _nuclei("mask-rcnn", epochs=80),
-        depth=False,  # it tells objects apart by itself
+        depth=False,
         diameter=32.0,
         learning_rate=1e-3,
         batch_size=4,
