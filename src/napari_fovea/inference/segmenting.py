@@ -167,12 +167,9 @@ def segment(
     factor = resizing(model, planes.shape, diameter=known, pixel_size=pixel_size)
     shape = resized(planes.shape, factor)
     little = len(planes) * math.prod(shape) <= _LITTLE
-    if backend.precision == "auto" and little:
-        backend = replace(backend, precision="float32")
     look = partial(
         reader_for,
         model,
-        backend,
         policy=policy,
         fusion=fusion,
         budget=budget,
@@ -180,7 +177,7 @@ def segment(
         batch_size=batch_size,
         attention=asked,
     )
-    reader = look(shape=shape)
+    reader = look(_suiting(backend, little=little), shape)
     grid = model.config.grid if isinstance(model.config, RetinaConfig) else None
     focused = grid is not None
     low, high = limits or model.normalisation.limits(planes)
@@ -193,7 +190,8 @@ def segment(
         del sample
         factor = fitting(model, known)
         shape = resized(planes.shape, factor)
-        reader = look(shape=shape)
+        little = len(planes) * math.prod(shape) <= _LITTLE
+        reader = look(_suiting(backend, little=little), shape)
         yield Measured(known, shape)
     scale = (planes.shape[0] / shape[0], planes.shape[1] / shape[1])
     expected = object_diameter(model, factor, known)
@@ -251,6 +249,13 @@ def segment(
         "seconds": round(time.perf_counter() - started, 3),
     }
     return store.result(path, provenance, attention=asked)
+
+
+def _suiting(backend: Backend, *, little: bool) -> Backend:
+    """Take 32 bits for a little image, if it is free to choose."""
+    if backend.precision == "auto" and little:
+        return replace(backend, precision="float32")
+    return backend
 
 
 def _reading(
