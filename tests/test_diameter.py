@@ -64,7 +64,7 @@ def test_typical_is_one_of_the_sizes_whatever_the_numbers(areas: list[int]) -> N
 # -- by a model ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("factor", [0.5, 1.0, 2.0, 4.0])
+@pytest.mark.parametrize("factor", [0.5, 1.0, 2.0, 3.0])
 @pytest.mark.parametrize("name", ["focusnet-nuclei", "mask-rcnn-nuclei"])
 def test_a_model_measures_nuclei_of_any_size(name: str, factor: float) -> None:
     image, truth = scaled(factor)
@@ -168,10 +168,8 @@ def test_samples_are_brought_to_one_size(factor: float) -> None:
     assert void.any()
     # Image and labels still lie upon each other.
     inside = resized.instances > 0
-    assert (
-        resized.image[0].numpy()[inside].mean()
-        > resized.image[0].numpy()[~inside].mean()
-    )
+    values = resized.image[0].numpy()
+    assert values[inside].mean() > 2 * values[~inside].mean()
 
 
 def _unknown(sample, resized) -> np.ndarray:

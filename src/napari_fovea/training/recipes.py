@@ -75,6 +75,9 @@ class Recipe:
         Fixations on each scene (retina with a shared trunk).
     rescan : int
         Training images scanned before each epoch to find where it is uncertain.
+    calibrate : bool
+        Whether, in the end, the logit of background is shifted by what is best on the
+        validation images; see `calibration.calibrated`.
     validate_every : int
         Epochs between validations.
     validate_images : int
@@ -112,6 +115,7 @@ class Recipe:
     boundary: float = 0.0
     looks: int = 0
     rescan: int = 0
+    calibrate: bool = False
     validate_every: int = 1
     validate_images: int = 32
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -180,6 +184,7 @@ _nuclei = partial(
     averaging=0.999,
     batch_size=8,
     side=256,
+    calibrate=True,
     validate_every=10,
     validate_images=50,
     geometry=Geometry(zoom=(0.6, 1.6), elastic=2.0),

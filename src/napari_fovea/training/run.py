@@ -26,6 +26,7 @@ from napari_fovea.networks import (
     validate,
 )
 from napari_fovea.networks.mask_rcnn import MaskRCNN, load_backbone
+from napari_fovea.training.calibration import calibrated
 from napari_fovea.training.fit import (
     EpochEnd,
     LossNotFinite,
@@ -207,13 +208,17 @@ def train_on(
     task = task_for(model, samples, validation, recipe=recipe, seed=seed)
 
     def stamped(trained: Trained) -> Model:
+        chosen, shift = trained.model, 0.0
+        if recipe.calibrate:
+            chosen, shift = calibrated(chosen, task.validation)
         return replace(
-            trained.model,
+            chosen,
             provenance={
                 "data": note or f"{len(samples)} images",
                 "training_images": len(samples),
                 "validation_images": len(task.validation),
                 "validation_score": trained.score,
+                "background_shift": shift,
                 "recipe": asdict(recipe),
                 "started_from": dict(model.provenance) or None,
                 "seed": seed,
