@@ -71,8 +71,7 @@ def calibrated(model: Model, samples: Sequence[Sample]) -> tuple[Model, float]:
     order = np.lexsort((np.abs(_SHIFTS), -scores.round(9)))
     shift = float(_SHIFTS[order[0]])
     network = copy.deepcopy(model.network)
-    bias = network.out.bias
-    assert isinstance(bias, torch.Tensor)
+    bias: torch.Tensor = network.get_parameter("out.bias")
     with torch.no_grad():
         # A single logit is that of the foreground.
         bias[0] += shift if len(bias) > 1 else -shift
