@@ -13,16 +13,19 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from machine import DATA, tell
 from napari_fovea import complete
 from napari_fovea.evaluation import evaluate, mean_and_std, split
 from napari_fovea.files import read_image, read_labels, replacing
 from napari_fovea.training.labelling import Labelling
-from napari_fovea.training.recipes import RECIPES, Recipe
+from napari_fovea.training.recipes import RECIPES
 from napari_fovea.training.run import fresh_model, train_on
 from napari_fovea.training.samples import make_sample, pair_files
+
+if TYPE_CHECKING:
+    from napari_fovea.training.recipe import Recipe
 
 LABELLING = Labelling(("membrane", "cell"), from_instances=False)
 MEASURES = ("jaccard", "dice", "recall", "specificity", "accuracy", "seconds")

@@ -19,7 +19,7 @@ from napari_fovea.networks import Ensemble, build
 from napari_fovea.sample_data import make_nuclei
 from napari_fovea.training.augment import Augmentation
 from napari_fovea.training.fit import LossNotFinite, fit
-from napari_fovea.training.recipes import Recipe
+from napari_fovea.training.recipe import Recipe
 from napari_fovea.training.retina import RetinaTask
 from napari_fovea.training.samples import Sample, make_sample
 from napari_fovea.training.task import Task

@@ -14,7 +14,7 @@ from napari_fovea.metrics import dice, instance_scores
 from napari_fovea.training.augment import Augmentation, Geometry
 from napari_fovea.training.fit import fit
 from napari_fovea.training.labelling import Labelling
-from napari_fovea.training.recipes import Recipe
+from napari_fovea.training.recipe import Recipe
 from napari_fovea.training.run import fresh_model, task_for
 from napari_fovea.training.samples import make_sample
 

@@ -31,6 +31,7 @@ from napari_fovea.training.finetune import fine_tune
 from napari_fovea.training.fit import fit
 from napari_fovea.training.guard import balanced, strokes_of
 from napari_fovea.training.learned import Tuned
+from napari_fovea.training.pace import Clock, rate_at
 from napari_fovea.training.painted import Annotation, Painted, read_painted
 from napari_fovea.training.recipes import STROKES
 from napari_fovea.training.samples import VOID
@@ -338,7 +339,8 @@ def test_learning_ends_in_time_and_its_rate_falls(
     one: Annotation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Ticks()
-    monkeypatch.setattr("napari_fovea.training.fit.time", clock)
+    for room in ("fit", "pace"):
+        monkeypatch.setattr(f"napari_fovea.training.{room}.time", clock)
     model = made()
     painted = read_painted([one], model)
     samples = [
@@ -361,11 +363,9 @@ def test_learning_ends_in_time_and_its_rate_falls(
 
 
 def test_the_first_step_is_a_small_one() -> None:
-    from napari_fovea.training.fit import _Clock, _rate
-
-    clock = _Clock(60.0)
+    clock = Clock(60.0)
     time.sleep(0.01)
-    rate = _rate(STROKES[""], *clock.place(0, 400_000))
+    rate = rate_at(STROKES[""], *clock.place(0, 400_000))
     assert rate < 0.5 * STROKES[""].learning_rate
 
 

@@ -23,7 +23,8 @@ from napari_fovea.training.augment import (
     vary_light,
 )
 from napari_fovea.training.fit import fit
-from napari_fovea.training.recipes import RECIPES, Recipe
+from napari_fovea.training.recipe import Recipe
+from napari_fovea.training.recipes import RECIPES
 from napari_fovea.training.retina import RetinaTask
 from napari_fovea.training.run import fresh_model, task_for
 from napari_fovea.training.samples import VOID, Sample, make_sample

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from napari_fovea.training.fit import EpochEnd
-    from napari_fovea.training.recipes import Recipe
+    from napari_fovea.training.recipe import Recipe
 
 
 _READING = ("policy", "fusion", "budget", "tiling", "batch_size")

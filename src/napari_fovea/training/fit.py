@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from napari_fovea.device import exact_training
 from napari_fovea.errors import TrainingError
 from napari_fovea.networks.ensemble import gather
+from napari_fovea.training.pace import Clock, rate_at
 from napari_fovea.training.processes import mean, single
 from napari_fovea.training.resuming import (
     Pieces,
@@ -37,10 +38,8 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from napari_fovea.models import Model
-    from napari_fovea.training.recipes import Recipe
+    from napari_fovea.training.recipe import Recipe
     from napari_fovea.training.task import Task
-
-_WARM_UP = 0.03  # share of the steps over which the learning rate rises
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +221,7 @@ def fit(
         )
 
     times: list[float] = []
-    clock = _Clock(seconds)
+    clock = Clock(seconds)
     for epoch in range(state.epoch, recipe.epochs):
         started = time.perf_counter()
         with exact_training():
@@ -232,7 +231,7 @@ def fit(
             for i, batches in enumerate(task.batches(epoch, parts)):
                 if recipe.schedule != "plateau":
                     step, last_step = epoch * steps + i, recipe.epochs * steps
-                    rate = _rate(recipe, *clock.place(step, last_step))
+                    rate = rate_at(recipe, *clock.place(step, last_step))
                     for group in optimiser.param_groups:
                         group["lr"] = rate
                 value = 0.0
@@ -302,35 +301,6 @@ def fit(
     return trained()
 
 
-class _Clock:
-    """Tells when the time is over, if there is a limit."""
-
-    def __init__(self, seconds: float | None) -> None:
-        self._seconds = seconds
-        self._began = time.perf_counter()
-
-    @property
-    def _spent(self) -> float:
-        return time.perf_counter() - self._began
-
-    @property
-    def over(self) -> bool:
-        return self._seconds is not None and self._spent >= self._seconds
-
-    def place(self, step: int, steps: int) -> tuple[float, float]:
-        """Where a step stands, and where the last one does."""
-        if self._seconds is None or not step:
-            return step, steps
-        # As many steps fit into the time as went by until now, in proportion.
-        return step, min(steps, max(step + 1, step * self._seconds / self._spent))
-
-    def left(self, seconds: float) -> float:
-        """Shorten an estimate to what the limit leaves."""
-        if self._seconds is None:
-            return seconds
-        return min(seconds, max(0.0, self._seconds - self._spent))
-
-
 def _optimiser(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
     kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
         "adam": torch.optim.Adam,
@@ -382,16 +352,6 @@ def _result(model: Model, recipe: Recipe, state: State) -> Trained:
     network = gather(members) if recipe.choice == "ensemble" else members[0]
     scores = [score for score, _ in state.kept if score > -math.inf]
     return Trained(replace(model, network=network), max(scores, default=None))
-
-
-def _rate(recipe: Recipe, step: float, steps: float) -> float:
-    if recipe.schedule == "constant":
-        return recipe.learning_rate
-    warm = max(1, int(_WARM_UP * steps))
-    if step < warm:
-        return recipe.learning_rate * (step + 1) / warm
-    fraction = (step - warm) / max(1, steps - warm)
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * fraction))
 
 
 @torch.no_grad()

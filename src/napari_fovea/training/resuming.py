@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-    from napari_fovea.training.recipes import Recipe
+    from napari_fovea.training.recipe import Recipe
     from napari_fovea.training.task import Task
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from napari_fovea.models import Model
-    from napari_fovea.training.recipes import Recipe
+    from napari_fovea.training.recipe import Recipe
 
 _KEPT = 400  # places remembered per image
 

@@ -35,7 +35,7 @@ from napari_fovea.training.fit import (
 )
 from napari_fovea.training.labelling import Labelling
 from napari_fovea.training.processes import check_precision
-from napari_fovea.training.recipes import RECIPES, Recipe
+from napari_fovea.training.recipes import RECIPES
 from napari_fovea.training.samples import (
     Sample,
     check_samples,
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from napari_fovea.networks import NetworkConfig
+    from napari_fovea.training.recipe import Recipe
     from napari_fovea.training.task import Task
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from napari_fovea.retina import RetinaGrid
     from napari_fovea.training.guard import Stroke
     from napari_fovea.training.painted import PaintedPlane
-    from napari_fovea.training.recipes import Recipe
+    from napari_fovea.training.recipe import Recipe
 
 
 REPLAYED = 0.25
