@@ -81,7 +81,9 @@ class Assembly:
         labels, objects = _objects(model, seen, classes, diameter)
         self._labels[index] = labels
         self._probabilities[:, index] = classes.cpu().numpy()
-        self._uncertainty[index] = entropy(classes).cpu().numpy()
+        told = seen.uncertainty
+        unsure = entropy(classes) if told is None else resize(told[None], size)[0]
+        self._uncertainty[index] = unsure.cpu().numpy()
         self._instances[index] = np.where(objects, objects + self._objects, 0)
         self._objects += int(objects.max(initial=0))
         if self._overlap is not None:

@@ -272,6 +272,12 @@ def _map(asked: Wanted, product: torch.Tensor, window: Window) -> AttentionMap:
 
 
 def _check_kind(model: Model) -> None:
+    if model.members:
+        raise AttentionError(
+            f"Model {model.name!r} is an ensemble of networks that look in different "
+            "ways; expected one of them: choose "
+            f"{' or '.join(m.name for m in model.members)}."
+        )
     if isinstance(model.config, RetinaConfig):
         raise AttentionError(
             f"Model {model.name!r} moves a focus; expected a network that sees all at "

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from napari_fovea.errors import ModelError
 from napari_fovea.inference.dense import DenseReader
 from napari_fovea.inference.detect import DetectorReader
+from napari_fovea.inference.joint import JointReader, member_shape
 from napari_fovea.inference.retina import RetinaReader
 from napari_fovea.networks import MaskRCNNConfig, RetinaConfig
 
@@ -49,10 +50,23 @@ def reader_for(
     focus = {"policy": policy, "fusion": fusion, "budget": budget}
     for name, value in focus.items():
         if value is not None:
+            kind = "ensemble" if model.members else f"{model.system} network"
             raise ModelError(
-                f"Model {model.name!r} is an {model.system} network that moves no "
-                f"focus; expected no {name}: leave it out, or choose a retina model."
+                f"Model {model.name!r} is an {kind} that moves no focus of its own; "
+                f"expected no {name}: leave it out, or choose a retina model."
             )
+    if model.members:
+        members = [
+            reader_for(
+                member,
+                device,
+                member_shape(model, member, shape),
+                tiling=tiling,
+                batch_size=batch_size,
+            )
+            for member in model.members
+        ]
+        return JointReader(model, members)
     if isinstance(model.config, MaskRCNNConfig):
         return DetectorReader(model, device, tiling=tiling, attention=attention)
     return DenseReader(

@@ -93,6 +93,8 @@ def estimated(
     cancelled: Callable[[], bool] = lambda: False,
 ) -> float | None:
     """Estimate the diameter of objects of a normalised plane (C, H, W)."""
+    if model.members:
+        model = model.members[0]  # of what they see, not of how well, members agree
     looks: dict[float, _Look] = {}
 
     def look(factor: float) -> _Look:

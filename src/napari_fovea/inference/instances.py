@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import ndimage
 from skimage.measure import label
-from skimage.segmentation import relabel_sequential, watershed
+from skimage.segmentation import find_boundaries, relabel_sequential, watershed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,6 +64,44 @@ def separate(
         small[0] = False
         objects[small[objects]] = 0
     return np.asarray(relabel_sequential(objects)[0], dtype=np.int32)
+
+
+def depth_inside(instances: NDArray[np.integer]) -> NDArray[np.floating]:
+    r"""Tell how deep inside its object every pixel lies.
+
+    .. math:: t(x) = \delta(x) / \max_{y \in O(x)} \delta(y)
+
+    with the distance δ from the edge of the object O, where background or another
+    object begins; the image's edge is none.
+
+    Parameters
+    ----------
+    instances : ndarray of int, shape (H, W)
+        0 is background, every other value one object.
+
+    Returns
+    -------
+    ndarray of float64, shape (H, W)
+        Above 0, and up to 1 at the core of each object; 0 in the background.
+    """
+    known = relabel_sequential(instances)[0]
+    delta = distance_inside(known)
+    deepest = ndimage.maximum(delta, known, np.arange(known.max() + 1))
+    t: NDArray[np.floating] = delta / np.asarray(deepest)[known]
+    return np.where(known > 0, t, 0.0)
+
+
+def distance_inside(instances: NDArray[np.integer]) -> NDArray[np.floating]:
+    """Distance δ of every pixel from the edge of its object; see `depth_inside`.
+
+    Pixels at the edge have half a pixel; so has the background.
+    """
+    edge = find_boundaries(instances, connectivity=1, mode="inner")
+    within = (instances > 0) & ~edge
+    delta: NDArray[np.floating] = np.full(instances.shape, 0.5)
+    if not within.all():  # else there is no edge, and all is core
+        delta += ndimage.distance_transform_edt(within)
+    return delta
 
 
 def _hills(

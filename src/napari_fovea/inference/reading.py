@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from napari_fovea.inference.runner import Runner
+    from napari_fovea.inference.runner import Runner, Runners
     from napari_fovea.inference.stitching import Patchwork
     from napari_fovea.inference.tiles import Tiling
     from napari_fovea.retina import FocusPath
@@ -59,6 +59,8 @@ class Seen:
         Objects, from networks that tell them apart by themselves.
     attention : mapping
         The attention maps that were asked for, by name.
+    uncertainty : Tensor of float32, shape (h, w), or None
+        Where it is not the entropy of the probabilities.
     """
 
     outputs: torch.Tensor
@@ -67,6 +69,7 @@ class Seen:
     labels: NDArray[np.uint8] | None = None
     instances: NDArray[np.int32] | None = None
     attention: Mapping[str, Patchwork] = field(default_factory=dict)
+    uncertainty: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +89,11 @@ class Choice:
 
 
 class Reader(Protocol):
-    """Runs one kind of network over planes.
+    """Runs one kind of network over planes."""
 
-    Attributes
-    ----------
-    runner : Runner
-        What runs the network.
-    """
-
-    runner: Runner
+    @property
+    def runner(self) -> Runner | Runners:
+        """What runs the network, or the networks."""
 
     @property
     def home(self) -> torch.device:

@@ -56,7 +56,8 @@ class Segmentation:
     probabilities : ndarray of float32, shape (K, ..., H, W)
         Class probabilities.
     uncertainty : ndarray of float32, shape (..., H, W)
-        Entropy of the probabilities in nats, from 0 to log K.
+        Entropy of the probabilities in nats, from 0 to log K. Of an ensemble of
+        systems, what they disagree about, in the same range; see `Model.ensemble`.
     instances : ndarray of int32, shape (..., H, W)
         Objects, numbered from 1 through the whole stack; 0 is background.
     path : FocusPath or None

@@ -19,7 +19,7 @@ from napari_fovea.inference.loaded import Loaded, computing_in, load
 from napari_fovea.inference.retreat import CPU, Retreat, exhausted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import nn
 
@@ -189,6 +189,48 @@ class Runner:
         self._difference = loaded.differences[fast]
         if self._difference <= TOLERANCE:  # not so where it is NaN
             self._dtype = fast
+
+
+class Runners:
+    """The runners of several networks, told of and sent elsewhere as one.
+
+    Parameters
+    ----------
+    runners : sequence of Runner
+        At least one.
+    """
+
+    def __init__(self, runners: Sequence[Runner | Runners]) -> None:
+        self._runners = tuple(runners)
+
+    @property
+    def device(self) -> torch.device:
+        """Where they run."""
+        return self._runners[0].device
+
+    @property
+    def retreat(self) -> Retreat:
+        """What any of them did where memory ran out."""
+        return Retreat([step for r in self._runners for step in r.retreat.told])
+
+    @property
+    def precision(self) -> str:
+        """Name of what they compute in, float32 where they differ."""
+        each = {runner.precision for runner in self._runners}
+        return each.pop() if len(each) == 1 else "float32"
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """How they were run, for the provenance."""
+        return {
+            "precision": [runner.precision for runner in self._runners],
+            "recovered": self.retreat.told,
+        }
+
+    def fall_back(self) -> bool:
+        """Go on with the CPU; tell whether that is somewhere else for any."""
+        fell = [runner.fall_back() for runner in self._runners]
+        return any(fell)
 
 
 def most_contrasted(image: torch.Tensor, side: int = WINDOW) -> torch.Tensor:

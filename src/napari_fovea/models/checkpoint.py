@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,12 +22,13 @@ from napari_fovea.networks import build, name_of, validate
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 FORMAT = 2
 """Version of the header that this program writes; it reads this and older ones."""
 
 _KEY = "napari_fovea"
+_PART = re.compile(r"[\w-]+\.safetensors", re.ASCII)
 _PICKLES = (b"\x80", b"PK\x03\x04")
 
 
@@ -59,16 +62,29 @@ class Header(BaseModel):
     pixel_size: float | None = Field(None, gt=0)
     scan: ScanHeader = ScanHeader()
     provenance: dict[str, Any] = {}
+    parts: tuple[str, ...] = ()
+    """Files beside this one that hold the weights of an ensemble's members."""
 
 
-def save(model: Model, path: str | os.PathLike[str], *, half: bool = False) -> None:
-    """Write a model; see `Model.save`."""
+def save(
+    model: Model,
+    path: str | os.PathLike[str],
+    *,
+    half: bool = False,
+    parts: Sequence[str] = (),
+) -> None:
+    """Write a model; see `Model.save`.
+
+    Of an ensemble whose members lie in files beside it, ``parts`` names these, in
+    the order of the members; then nothing but the header is written.
+    """
     tensors = {
         key: (value.half() if half and _halves(value) else value)
         .detach()
         .cpu()
         .contiguous()
         for key, value in model.network.state_dict().items()
+        if not parts
     }
     header = Header(
         format=FORMAT,
@@ -83,6 +99,7 @@ def save(model: Model, path: str | os.PathLike[str], *, half: bool = False) -> N
         pixel_size=model.pixel_size,
         scan=ScanHeader(**model.scan),
         provenance=dict(model.provenance),
+        parts=tuple(parts),
     )
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={_KEY: header.model_dump_json()})
@@ -116,13 +133,20 @@ def load(path: str | os.PathLike[str]) -> Model:
     memory is taken for it, so a hostile header cannot ask for the moon.
     """
     path = Path(path)
-    with _opened(path) as file:
+    with ExitStack() as files:
+        file = files.enter_context(_opened(path))
         header = _header(file.metadata(), path)
         with torch.device("meta"):
             network = build(header.network, header.config)
         meant = network.state_dict()
         expected = {k: tuple(v.shape) for k, v in meant.items()}
-        found = {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}  # noqa: SIM118
+        where = {k: (file, k) for k in file.keys()}  # noqa: SIM118
+        for index, name in enumerate(header.parts):
+            part = files.enter_context(_opened(path.parent / name))
+            where |= {f"members.{index}.{k}": (part, k) for k in part.keys()}  # noqa: SIM118
+        found = {
+            k: tuple(f.get_slice(own).get_shape()) for k, (f, own) in where.items()
+        }
         if expected != found:
             odd = sorted(
                 k for k in expected | found if expected.get(k) != found.get(k)
@@ -132,7 +156,7 @@ def load(path: str | os.PathLike[str]) -> Model:
                 f"{header.network!r} expects {expected.get(odd)}; the file does not "
                 "fit its own header: get it again."
             )
-        tensors = {key: file.get_tensor(key) for key in found}
+        tensors = {key: f.get_tensor(own) for key, (f, own) in where.items()}
     for key, value in tensors.items():
         if value.is_floating_point() != meant[key].is_floating_point():
             raise CheckpointError(
@@ -226,6 +250,11 @@ def _header(metadata: Mapping[str, str] | None, path: Path) -> Header:
             f"{path} has a damaged header ({'.'.join(map(str, first['loc']))}: "
             f"{first['msg']}): get the file again."
         ) from error
+    if any(not _PART.fullmatch(name) for name in header.parts):
+        raise CheckpointError(
+            f"{path} takes weights from {', '.join(header.parts)}; expected names of "
+            "files beside it: get the file again."
+        )
     try:
         config = validate(header.network, header.config)
     except FoveaError as error:

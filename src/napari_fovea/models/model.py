@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from napari_fovea.errors import ModelError
 from napari_fovea.images import Normalisation
-from napari_fovea.networks import NetworkConfig, name_of, system_of
+from napari_fovea.networks import (
+    MixedEnsemble,
+    NetworkConfig,
+    name_of,
+    system_of,
+)
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import torch
     from torch import nn
@@ -81,6 +87,7 @@ class Model:
                 f"Model {self.name!r} tells depths {depths} of {n} outputs; expected "
                 "one for each, from 0 to 1, 0 for background, the others different."
             )
+        _ = self.members  # what they are made of must be sound too
 
     @property
     def config(self) -> NetworkConfig:
@@ -89,8 +96,28 @@ class Model:
 
     @property
     def system(self) -> str:
-        """Which of the five systems it is, ``"S0"`` to ``"S4"``."""
+        """Which of the five systems it is, ``"S0"`` to ``"S4"``, or ``"ensemble"``."""
         return system_of(name_of(self.network), self.config.model_dump())
+
+    @cached_property
+    def members(self) -> tuple[Model, ...]:
+        """The models that an ensemble of systems is made of; others have none."""
+        if not isinstance(self.network, MixedEnsemble):
+            return ()
+        each = zip(self.network.config.members, self.network.members, strict=True)
+        return tuple(
+            Model(
+                name=told.name,
+                network=network,
+                classes=self.classes,
+                outputs=told.outputs,
+                depths=told.depths,
+                normalisation=self.normalisation,
+                object_diameter=told.object_diameter,
+                scan=told.model_dump(include={"policy", "tile"}, exclude_none=True),
+            )
+            for told, network in each
+        )
 
     @property
     def channels(self) -> int:
@@ -134,6 +161,31 @@ class Model:
         from napari_fovea.models.zoo import load
 
         return load(source)
+
+    @staticmethod
+    def ensemble(models: Sequence[Model], *, name: str = "ensemble") -> Model:
+        """Make one model of several, of any systems; see `models.ensemble.joined`.
+
+        Parameters
+        ----------
+        models : sequence of Model
+            Two or more, for the same classes and channels.
+        name : str
+            Name of what is made.
+
+        Raises
+        ------
+        ModelError
+            If they do not fit together.
+
+        Examples
+        --------
+        >>> names = ("focusnet-nuclei", "r2-attention-unet-nuclei")
+        >>> both = Model.ensemble([Model.load(n) for n in names])  # doctest: +SKIP
+        """
+        from napari_fovea.models.ensemble import joined
+
+        return joined(models, name=name)
 
     def save(self, path: str | os.PathLike[str], *, half: bool = False) -> None:
         """Write the model to one safetensors file.

@@ -63,8 +63,9 @@ class Entry:
 
     @property
     def megabytes(self) -> float:
-        """Size of its file in MB (10⁶ bytes)."""
-        return self.path.stat().st_size / 1e6
+        """Size of its file in MB (10⁶ bytes), and of those it takes weights from."""
+        files = [self.path, *(self.path.with_name(n) for n in self.header.parts)]
+        return sum(file.stat().st_size for file in files if file.is_file()) / 1e6
 
     def facts(self) -> dict[str, object]:
         """All that a list of models shows, ready for JSON."""

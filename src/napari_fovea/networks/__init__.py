@@ -12,6 +12,7 @@ from napari_fovea.networks.focusnet import FocusNet, FocusNetConfig
 from napari_fovea.networks.focusnet_plus import FocusNetPlus, FocusNetPlusConfig
 from napari_fovea.networks.gates import attention_names, capture_attention
 from napari_fovea.networks.mask_rcnn import MaskRCNN, MaskRCNNConfig
+from napari_fovea.networks.mixed import Member, MixedEnsemble, MixedEnsembleConfig
 from napari_fovea.networks.r2_attention_unet import (
     R2AttentionUNet,
     R2AttentionUNetConfig,
@@ -50,6 +51,9 @@ __all__ = [
     "FocusNetPlusConfig",
     "MaskRCNN",
     "MaskRCNNConfig",
+    "Member",
+    "MixedEnsemble",
+    "MixedEnsembleConfig",
     "NetworkConfig",
     "PatchCenter",
     "PatchCenterConfig",

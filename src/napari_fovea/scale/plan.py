@@ -11,6 +11,7 @@ import numpy as np
 from napari_fovea.errors import ImageError
 from napari_fovea.inference.dense import default_tiling
 from napari_fovea.inference.detect import TILING
+from napari_fovea.inference.joint import member_scale
 from napari_fovea.networks import MaskRCNNConfig, PatchCenterConfig, RetinaConfig
 
 if TYPE_CHECKING:
@@ -241,7 +242,7 @@ def chunk_of(model: Model, factor: float, halo: int, *, side: int | None) -> int
         what they can.
     """
     config = model.config
-    if isinstance(config, RetinaConfig | PatchCenterConfig):
+    if model.members or isinstance(config, RetinaConfig | PatchCenterConfig):
         return CHUNK
     if side is not None:
         most = math.floor(side / factor) - 2 * halo
@@ -265,6 +266,8 @@ def halo_of(model: Model, factor: float) -> int:
     factor : float
         By which the image is resized for it.
     """
+    if model.members:
+        return max(halo_of(m, factor * member_scale(model, m)) for m in model.members)
     config = model.config
     if isinstance(config, RetinaConfig | PatchCenterConfig):
         reach = int(getattr(model.network, "reach", config.d))

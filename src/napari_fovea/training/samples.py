@@ -14,6 +14,7 @@ from skimage.segmentation import find_boundaries, relabel_sequential
 from napari_fovea.errors import ImageError, TrainingError
 from napari_fovea.files import IMAGE_SUFFIXES, read_image, read_labels
 from napari_fovea.images import Normalisation, axes_beside, read_planes, to_tensor
+from napari_fovea.inference.instances import depth_inside, distance_inside
 from napari_fovea.inference.sizes import typical_diameter
 
 if TYPE_CHECKING:
@@ -63,13 +64,10 @@ def depth_classes(
     depths: Sequence[float] = DEPTHS,
     void: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.uint8]:
-    r"""Tell how deep inside its object every pixel lies.
+    """Tell how deep inside its object every pixel lies, by outputs of a network.
 
-    .. math:: t(x) = \delta(x) / \max_{y \in O(x)} \delta(y)
-
-    with the distance δ from the edge of the object O, where background or another
-    object begins; the image's edge is none. The range of t is divided evenly among the
-    outputs that objects have, in the order of their depths.
+    The range of `depth_inside` is divided evenly among the outputs that objects have,
+    in the order of their depths.
 
     Parameters
     ----------
@@ -86,27 +84,22 @@ def depth_classes(
     ndarray of uint8, shape (H, W)
         Output of each pixel, 255 where void.
     """
-    known = relabel_sequential(instances.astype(np.int64))[0]
+    known = instances.astype(np.int64)
     if void is not None and void.any() and not void.all():
         nearest = ndimage.distance_transform_edt(
             void, return_distances=False, return_indices=True
         )
         known = known[tuple(nearest)]
     inside = known > 0
-    edge = find_boundaries(known, connectivity=1, mode="inner")
-    within = inside & ~edge
-    delta = np.full(known.shape, 0.5)
-    if not within.all():  # else there is no edge, and all is core
-        delta += ndimage.distance_transform_edt(within)
-    deepest = ndimage.maximum(delta, known, np.arange(known.max() + 1))
-    t = delta / np.asarray(deepest)[known]
+    t = depth_inside(known)
     steps = len(depths) - 1
     order = 1 + np.argsort(depths[1:])
     bins = np.minimum((t * steps).astype(np.int64), steps - 1)
     classes = np.where(inside, order[bins], 0).astype(np.uint8)
     if void is not None:
         # The last pixel before what is void may be one of the edge.
-        unsure = inside & (ndimage.distance_transform_edt(~void) - 0.5 < delta)
+        gap = ndimage.distance_transform_edt(~void) - 0.5
+        unsure = inside & (gap < distance_inside(known))
         classes[void | unsure] = VOID
     return classes
 

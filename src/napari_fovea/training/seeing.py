@@ -13,7 +13,7 @@ from weakref import WeakSet
 import numpy as np
 
 from napari_fovea import device as devices
-from napari_fovea.errors import ImageError
+from napari_fovea.errors import ImageError, TrainingError
 from napari_fovea.images import read_planes, to_tensor
 from napari_fovea.inference.assembly import Assembly
 from napari_fovea.inference.choosing import reader_for
@@ -53,9 +53,20 @@ class Seeing:
         Whose features are read.
     device : str
         ``"auto"`` or a torch device.
+
+    Raises
+    ------
+    TrainingError
+        If the model is an ensemble of systems.
     """
 
     def __init__(self, trunk: Model, *, device: str = "auto") -> None:
+        if trunk.members:
+            raise TrainingError(
+                f"Model {trunk.name!r} is an ensemble of {len(trunk.members)} models; "
+                "expected a single one to learn from what is painted: choose "
+                f"{' or '.join(m.name for m in trunk.members)}."
+            )
         self.trunk = trunk
         self.device = devices.pick(device)
         self._adapted: tuple[tuple[str, ...], Model] | None = None
