@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 # -- sizes -------------------------------------------------------------------------
 
+# An ensemble of systems is not run by itself, but by its members' readers.
+RUN = [name for name in network_names() if name != "mixed-ensemble"]
+
 
 @pytest.mark.parametrize(
     ("name", "config", "channels", "trainable", "in_all"),
@@ -49,7 +52,7 @@ def test_the_published_networks_have_their_authors_parameters(
     assert (parameters, parameters + statistics) == (trainable, in_all)
 
 
-@pytest.mark.parametrize("name", network_names())
+@pytest.mark.parametrize("name", RUN)
 def test_every_named_setting_can_be_built(name: str) -> None:
     for settings in named_configs(name).values():
         with torch.device("meta"):
@@ -58,13 +61,15 @@ def test_every_named_setting_can_be_built(name: str) -> None:
 
 
 def test_systems_are_those_of_the_papers() -> None:
-    assert {name: system_of(name, TINY[name]) for name in network_names()} == {
+    told = {name: system_of(name, TINY.get(name)) for name in network_names()}
+    assert told == {
         "adapted": "S0",
         "adapted-retina": "S0",
         "ensemble": "S0",
         "focusnet": "S1",
         "focusnet-plus": "S3",
         "mask-rcnn": "S4",
+        "mixed-ensemble": "ensemble",
         "patch-center": "S0",
         "r2-attention-unet": "S2",
         "retina-shared": "S0",
@@ -174,7 +179,7 @@ def test_probabilities_are_of_all_classes_and_sum_to_one(channels: int) -> None:
     assert probabilities(logits.bfloat16()).dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", network_names())
+@pytest.mark.parametrize("name", RUN)
 def test_a_saved_model_gives_the_same_outputs(name: str, tmp_path: Path) -> None:
     classes = 3 if name != "mask-rcnn" else 2
     settings = changed(name, classes=classes)
