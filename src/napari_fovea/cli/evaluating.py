@@ -13,7 +13,6 @@ from rich.table import Table
 from napari_fovea.cli.common import (
     Budget,
     Device,
-    Diameter,
     LabelKind,
     Policy,
     app,
@@ -50,13 +49,28 @@ def evaluate(
     ] = None,
     policy: Policy = None,
     budget: Budget = None,
-    diameter: Diameter = None,
+    diameter: Annotated[
+        str | None,
+        typer.Option(
+            help="Typical diameter of the objects in pixels; labels takes that of each "
+            "image's labels, auto estimates it, as many models do by default."
+        ),
+    ] = None,
+    robustness: Annotated[
+        bool,
+        typer.Option(
+            "--robustness",
+            help="Also with the diameter of the labels, and so with images changed in "
+            "size, contrast, noise and blur.",
+        ),
+    ] = False,
     device: Device = "auto",
 ) -> None:
     """Segment labelled images and tell how well they agree.
 
     Means and standard deviations are over images.
     """
+    from napari_fovea.evaluation import CHANGES, Evaluation
     from napari_fovea.evaluation import evaluate as run
     from napari_fovea.files import replacing
     from napari_fovea.models import Model
@@ -72,29 +86,52 @@ def evaluate(
         from_instances=instances,
         ignore=ignore,
     )
-    events = run(
-        loaded,
-        pairs,
-        labelling=labelling,
-        groups=kinds,
-        policy=policy.value if policy else None,
-        budget=budget,
-        diameter=diameter_of(diameter),
-        device=device,
-    )
-    with progress_bar() as progress:
-        bar = progress.add_task("images", total=len(pairs))
-        try:
-            while True:
-                progress.update(bar, completed=next(events).done)
-        except StopIteration as end:
-            evaluation = end.value
+
+    def score(title: str, size: Any, **how: Any) -> Evaluation:
+        events = run(
+            loaded,
+            pairs,
+            labelling=labelling,
+            groups=kinds,
+            policy=policy.value if policy else None,
+            budget=budget,
+            diameter=size,
+            device=device,
+            **how,
+        )
+        with progress_bar() as progress:
+            bar = progress.add_task(title, total=len(pairs))
+            try:
+                while True:
+                    progress.update(bar, completed=next(events).done)
+            except StopIteration as end:
+                scored: Evaluation = end.value
+        return scored
+
+    of_labels = diameter == "labels"
+    evaluation = score("images", diameter if of_labels else diameter_of(diameter))
     columns = {"all": evaluation.summary()}
     columns |= {g: evaluation.summary(g) for g in evaluation.groups}
     out.print(_table(columns))
+    told = {"model": loaded.name, **evaluation.as_json()}
+    if robustness:
+        given = evaluation if of_labels else score("diameter given", "labels")
+        tried = {"diameter given": given} | {
+            name: score(change.note, "labels", change=change)
+            for name, change in CHANGES.items()
+        }
+        out.print()
+        out.print(_robust({name: e.summary() for name, e in tried.items()}))
+        told["given"], *others = (
+            {"summary": e.summary(), "groups": {g: e.summary(g) for g in e.groups}}
+            for e in tried.values()
+        )
+        told["robustness"] = {
+            name: {"note": CHANGES[name].note, **scores}
+            for name, scores in zip(CHANGES, others, strict=True)
+        }
     if json_file is not None:
         with replacing(json_file) as temporary:
-            told = {"model": loaded.name, **evaluation.as_json()}
             temporary.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
         out.print(f"wrote {json_file}")
 
@@ -201,6 +238,19 @@ def _kinds(path: Path) -> Mapping[str, str]:
             f"{path} does not tell kinds of images; expected a CSV file with columns "
             "id and kind: check its name and its first line."
         ) from error
+
+
+def _robust(rows: dict[str, dict[str, Any]]) -> Table:
+    """Lay out what changes of the images do to the scores."""
+    measures = [m for m in ("dice", "ap") if m in next(iter(rows.values()))]
+    table = Table("", *measures, *(f"{m}, change" for m in measures), box=None)
+    first = next(iter(rows.values()))
+    for name, row in rows.items():
+        means = [row[m]["mean"] for m in measures]
+        start = [first[m]["mean"] for m in measures]
+        moved = [f"{a - b:+.4f}" for a, b in zip(means, start, strict=True)]
+        table.add_row(name, *(f"{m:.4f}" for m in means), *moved)
+    return table
 
 
 def _table(columns: dict[str, dict[str, Any]]) -> Table:

@@ -1,5 +1,6 @@
 """How good models are, by the measures of the papers."""
 
+from napari_fovea.evaluation.changes import CHANGES, Change
 from napari_fovea.evaluation.crossval import (
     CrossValidation,
     FoldEvent,
@@ -16,7 +17,9 @@ from napari_fovea.evaluation.images import (
 )
 
 __all__ = [
+    "CHANGES",
     "SEMANTIC",
+    "Change",
     "CrossValidation",
     "Evaluation",
     "FoldEvent",

@@ -314,7 +314,7 @@ def _kept_fold(path: Path, run: dict[str, Any]) -> Evaluation:
             f"{path} belongs to a cross-validation with other settings or images: "
             "choose another output folder, or move it away."
         )
-    told = ("name", "group", "seconds")
+    told = ("name", "group", "seconds", "pixels")
     return Evaluation(
         tuple(
             ImageScored(
@@ -325,6 +325,7 @@ def _kept_fold(path: Path, run: dict[str, Any]) -> Evaluation:
                     if k not in told
                 },
                 row["seconds"],
+                row.get("pixels", 0),
                 row["group"],
                 i,
                 len(rows),

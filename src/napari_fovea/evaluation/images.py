@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from napari_fovea.errors import TrainingError
 from napari_fovea.files import read_image, read_labels
-from napari_fovea.images import axes_beside
+from napari_fovea.images import axes_beside, read_planes
 from napari_fovea.inference import complete, segment
+from napari_fovea.inference.sizes import typical_diameter
 from napari_fovea.metrics import Confusion, instance_scores, roc_auc
 from napari_fovea.training.labelling import Labelling
 from napari_fovea.training.samples import make_sample
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from napari_fovea.evaluation.changes import Change
     from napari_fovea.inference import Segmentation
     from napari_fovea.models import Model
 
@@ -51,6 +53,8 @@ class ImageScored:
         Measure → value; what cannot be told of this image is NaN.
     seconds : float
         What segmenting took.
+    pixels : int
+        Of the image.
     group : str or None
         Kind of image, where kinds were given.
     done, total : int
@@ -60,6 +64,7 @@ class ImageScored:
     name: str
     scores: Mapping[str, float]
     seconds: float
+    pixels: int
     group: str | None
     done: int
     total: int
@@ -89,6 +94,9 @@ class Evaluation:
         rows = [i for i in self.images if group is None or i.group == group]
         columns = {name: [r.scores[name] for r in rows] for name in rows[0].scores}
         columns["seconds"] = [r.seconds for r in rows]
+        columns["seconds_per_megapixel"] = [
+            1e6 * r.seconds / r.pixels if r.pixels else math.nan for r in rows
+        ]
         return {"images": len(rows)} | {
             name: mean_and_std(values) for name, values in columns.items()
         }
@@ -109,6 +117,7 @@ class Evaluation:
                     "name": i.name,
                     "group": i.group,
                     "seconds": i.seconds,
+                    "pixels": i.pixels,
                     **{k: _told(v) for k, v in i.scores.items()},
                 }
                 for i in self.images
@@ -122,6 +131,8 @@ def evaluate(
     *,
     labelling: Labelling | None = None,
     groups: Mapping[str, str] | None = None,
+    diameter: float | Literal["auto", "labels"] | None = None,
+    change: Change | None = None,
     cancelled: Callable[[], bool] = lambda: False,
     **settings: Any,
 ) -> Generator[ImageScored, None, Evaluation]:
@@ -137,6 +148,11 @@ def evaluate(
         What the numbers in the labels mean; by default they number objects.
     groups : mapping, optional
         Kind of each image, by stem.
+    diameter : float, optional
+        As for `inference.segment`; ``"labels"`` gives each image the typical diameter
+        of its own labels, as a user would who knows the objects.
+    change : Change, optional
+        How images are changed before they are segmented; see `changes.CHANGES`.
     cancelled : callable
         Asked after every image; where it says yes, the rest is left out.
     **settings
@@ -162,13 +178,31 @@ def evaluate(
             "that number objects know one class; expected labels that are classes: say "
             "so, or choose another model."
         )
+    if diameter == "labels" and not labelling.from_instances:
+        raise TrainingError(
+            "Labels that are classes do not tell how large objects are; expected "
+            "labels that number objects: give the diameter itself, or auto."
+        )
     done: list[ImageScored] = []
     made: Mapping[str, Any] = {}
     for image_file, label_file in pairs:
         image, labels = read_image(image_file), read_labels(label_file)
         classes, void = _truth(image_file.name, image, labels, model, labelling)
         axes = axes_beside(image.shape, labels.shape)
-        found = complete(segment(image, model, axes=axes, blank=True, **settings))
+        if change is not None:
+            planes = read_planes(image, axes=axes)
+            plane = planes.for_network(model.channels, blank=True).data[0]
+            image, labels = change.apply(plane, _whole(labels), seed=len(done))
+            axes = "YXC"
+            classes, void = _truth(image_file.name, image, labels, model, labelling)
+        size = (
+            typical_diameter(np.where(void, 0, _whole(labels)))
+            if diameter == "labels"
+            else diameter
+        )
+        found = complete(
+            segment(image, model, axes=axes, diameter=size, blank=True, **settings)
+        )
         made = found.provenance
         scores = class_scores(found, classes, void)
         if labelling.from_instances:
@@ -180,6 +214,7 @@ def evaluate(
             image_file.name,
             scores,
             float(made["seconds"]),
+            labels.size,
             (groups or {}).get(image_file.stem),
             len(done) + 1,
             len(pairs),
@@ -246,6 +281,11 @@ def _truth(
         void = labels == labelling.ignore
     classes = np.where(void, 0, labels)
     return (classes > 0).astype(int) if labelling.from_instances else classes, void
+
+
+def _whole(labels: NDArray[Any]) -> NDArray[np.integer]:
+    """Give labels that were checked a type that tells they are whole numbers."""
+    return labels if labels.dtype.kind in "iu" else labels.astype(np.int64)
 
 
 def _mean_of_known(values: Sequence[float]) -> float:
