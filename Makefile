@@ -10,7 +10,7 @@ VIRTUAL := $(if $(DISPLAY)$(WAYLAND_DISPLAY),,xvfb-run -a -s "-screen 0 1600x100
 # Tests run a worker per core, four at most; those with a window all in one.
 WORKERS := --numprocesses logical --maxprocesses 4 --dist loadgroup
 
-.PHONY: setup demo test lint check docs screenshots evaluate benchmarks clean
+.PHONY: setup demo test lint check docs screenshots zoo evaluate benchmarks clean
 
 setup: .venv/.ready
 
@@ -43,6 +43,11 @@ docs: setup
 
 screenshots: setup
 	$(VIRTUAL) $(BIN)/python tools/screenshots.py
+
+# The models that ship: trained, evaluated, and their cards written, as far as that is
+# not done yet. NUCLEI is the folder with train, val and index.csv.
+zoo: setup
+	$(BIN)/python tools/zoo.py train score cards $(if $(NUCLEI),--nuclei $(NUCLEI))
 
 evaluate: setup
 	$(BIN)/python benchmarks/nuclei.py

@@ -1,0 +1,258 @@
+"""Write the card of a model that ships, of the JSON of its evaluation alone.
+
+What is in a card comes from the model's file, from what ``napari-fovea evaluate``
+wrote, and from the few sentences below, which hold no figures.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import imageio.v3 as imageio
+import numpy as np
+from skimage.segmentation import find_boundaries
+
+from napari_fovea import Model, complete, segment
+from napari_fovea.files import read_image, read_labels
+from napari_fovea.images import axes_beside
+from napari_fovea.inference.sizes import enlarge
+from napari_fovea.models import Entry, shipped
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+PAGES = {
+    "S0": "[Retina scan](../retina.md)",
+    "S1": "[FocusNet](../focusnet.md)",
+    "S2": "[R2 attention U-Net](../r2-attention-unet.md)",
+    "S3": "[FocusNet++](../focusnet-plus.md)",
+    "S4": "[Attention Mask R-CNN](../mask-rcnn.md)",
+    "ensemble": "[several systems](../systems.md)",
+}
+MEASURES = {
+    "dice": "Dice",
+    "jaccard": "Jaccard",
+    "precision": "precision",
+    "recall": "recall (TPR)",
+    "specificity": "specificity (TNR)",
+    "accuracy": "accuracy",
+    "cohen_kappa": "Cohen's κ",
+    "roc_auc": "ROC-AUC",
+    "ap": "AP (0.50–0.95)",
+    "ap50": "AP at 0.5",
+    "ap75": "AP at 0.75",
+}
+_WORST = 4
+_SIDE = 256  # of a picture of a failure
+_BOTH, _MISSED, _INVENTED = (200, 200, 200), (230, 159, 0), (0, 114, 178)
+_GROUND, _EDGE = (24, 24, 24), (255, 255, 255)
+
+
+def write(name: str, folder: Path, nuclei: Path) -> None:
+    """Write the card of a model, and the pictures of its failures.
+
+    Parameters
+    ----------
+    name : str
+        A model that ships.
+    folder : Path
+        Where its scores are, and the card goes.
+    nuclei : Path
+        The labelled images, of which the pictures show what was missed.
+    """
+    entry = next(e for e in shipped() if e.name == name)
+    scores = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    worst = sorted(scores["images"], key=lambda row: row["ap"])[:_WORST]
+    picture = folder / f"{name}.png"
+    imageio.imwrite(picture, _failures(name, [w["name"] for w in worst], nuclei))
+    parts = [
+        f"# {name}\n",
+        "<!-- Written by `make zoo`; change tools/cards.py instead. -->\n",
+        _facts(entry, scores),
+        "## How well\n",
+        _quality(scores),
+        "## What it withstands\n",
+        _robustness(scores),
+        "## Where it fails\n",
+        _worst(worst, picture.name),
+        "## Do it again\n",
+        _again(entry),
+    ]
+    (folder / f"{name}.md").write_text("\n".join(parts), encoding="utf-8")
+
+
+def compare(folder: Path) -> str:
+    """Lay all models out in one table, the default first."""
+    rows = []
+    for entry in shipped():
+        path = folder / f"{entry.name}.json"
+        if not path.is_file():
+            continue
+        scores = json.loads(path.read_text(encoding="utf-8"))
+        auto, given = scores["summary"], scores["given"]["summary"]
+        rows.append(
+            f"| [{entry.name}]({entry.name}.md) | {entry.system} | "
+            f"{entry.megabytes:.1f} | {_cell(auto, 'dice')} | {_cell(auto, 'ap')} | "
+            f"{_cell(given, 'dice')} | {_cell(given, 'ap')} | "
+            f"{auto['seconds_per_megapixel']['mean']:.1f} |"
+        )
+    head = (
+        "| model | system | MB | Dice | AP | Dice, diameter given | AP, diameter given "
+        "| s per megapixel |\n| --- | --- | --- | --- | --- | --- | --- | --- |"
+    )
+    return "\n".join([head, *rows]) + "\n"
+
+
+def parameters(model: Model) -> int:
+    """Count the weights of a model."""
+    return sum(p.numel() for p in model.network.parameters())
+
+
+def _facts(entry: Entry, scores: Mapping[str, Any]) -> str:
+    header, made = entry.header, entry.header.provenance
+    model = Model.load(entry.name)
+    device = scores["provenance"]["device"]
+    speed = scores["summary"]["seconds_per_megapixel"]
+    rows = {
+        "System": f"{entry.system}, {PAGES[entry.system]}",
+        "Network": f"`{header.network}`, {parameters(model) / 1e6:.2f} million weights",
+        "Size": f"{entry.megabytes:.1f} MB, weights as 16-bit floats",
+        "Channels": "3; a gray image is repeated",
+        "Classes": ", ".join(header.classes),
+        "Objects": f"shown {header.object_diameter:.0f} px across, and measured first "
+        "where their diameter is not given",
+    }
+    if header.parts:
+        rows["Members"] = ", ".join(
+            f"[{p.removesuffix('.safetensors')}]({p.removesuffix('.safetensors')}.md)"
+            for p in header.parts
+        )
+    else:
+        rows["Trained on"] = (
+            f"{made['training_images']} images of the {made['data']}, masks as "
+            "corrected by the community"
+        )
+        rows["Chosen on"] = f"{made['validation_images']} further images of that set"
+        recipe = made["recipe"]
+        rows["Recipe"] = (
+            f"`{entry.name}`: {recipe['epochs']} epochs, loss {recipe['loss']}, "
+            f"{recipe['optimiser']}, computed in {made['precision']}, "
+            f"seed {made['seed']}, {made['date']}"
+        )
+    rows["Terms"] = "images and masks CC0, weights as the program"
+    rows["Time"] = (
+        f"{speed['mean']:.1f} ± {speed['std']:.1f} s per megapixel on {device}, mean "
+        "over the validation images, most of which are of 256×256 pixels"
+    )
+    table = "\n".join(f"| {k} | {v} |" for k, v in rows.items())
+    does = "Finds nuclei in fluorescence, bright-field and stained images."
+    return f"{does}\n\n| | |\n| --- | --- |\n{table}\n"
+
+
+def _quality(scores: Mapping[str, Any]) -> str:
+    def table(told: Mapping[str, Any]) -> str:
+        columns = {"all": told["summary"], **told["groups"]}
+        head = " | ".join(f"{k} ({c['images']})" for k, c in columns.items())
+        lines = [f"| | {head} |", "| --- |" + " --- |" * len(columns)]
+        for key, name in MEASURES.items():
+            cells = " | ".join(_cell(c, key) for c in columns.values())
+            lines.append(f"| {name} | {cells} |")
+        return "\n".join(lines) + "\n"
+
+    return (
+        f"Means and standard deviations over the {scores['summary']['images']} "
+        "validation images, by kind of image. As it is used by default, objects "
+        f"measured by the model itself:\n\n{table(scores)}\n"
+        "With the typical diameter of the objects given:\n\n"
+        f"{table(scores['given'])}"
+    )
+
+
+def _robustness(scores: Mapping[str, Any]) -> str:
+    start = scores["given"]["summary"]
+    lines = [
+        "The same images changed, with the diameter given:\n",
+        "| | Dice | change | AP | change |",
+        "| --- | --- | --- | --- | --- |",
+        f"| as they are | {_cell(start, 'dice')} | | {_cell(start, 'ap')} | |",
+    ]
+    for told in scores["robustness"].values():
+        cells = []
+        for key in ("dice", "ap"):
+            moved = told["summary"][key]["mean"] - start[key]["mean"]
+            cells += [_cell(told["summary"], key), f"{moved:+.3f}"]
+        lines.append(f"| {told['note']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _worst(worst: list[dict[str, Any]], picture: str) -> str:
+    rows = "\n".join(
+        f"| {w['name']} | {w['group']} | {w['dice']:.3f} | {w['precision']:.3f} | "
+        f"{w['recall']:.3f} | {w['ap']:.3f} |"
+        for w in worst
+    )
+    return (
+        "The validation images of least AP, from left to right. Gray: found; orange: "
+        "missed; blue: not in the masks; white: outlines of the masks.\n\n"
+        f"![Where masks and model agree]({picture})\n\n"
+        "| image | kind | Dice | precision | recall | AP |\n"
+        f"| --- | --- | --- | --- | --- | --- |\n{rows}\n"
+    )
+
+
+def _again(entry: Entry) -> str:
+    evaluate = (
+        f"napari-fovea evaluate --model {entry.name} --robustness \\\n"
+        "    --images val/images --labels val/labels --groups index.csv \\\n"
+        f"    --json {entry.name}.json"
+    )
+    if entry.header.parts:
+        return f"Every figure:\n\n```sh\n{evaluate}\n```\n"
+    train = (
+        f"napari-fovea train --recipe {entry.name} --name {entry.name} \\\n"
+        "    --images train/images --labels train/labels \\\n"
+        "    --val-images val/images --val-labels val/labels \\\n"
+        "    --classes nucleus --precision bfloat16 \\\n"
+        f"    --output {entry.name}.safetensors"
+    )
+    return (
+        f"Every figure:\n\n```sh\n{evaluate}\n```\n\nThe weights; `make zoo` does "
+        f"both:\n\n```sh\n{train}\n```\n"
+    )
+
+
+def _cell(summary: Mapping[str, Any], key: str) -> str:
+    told = summary.get(key) or {"mean": None}
+    if told["mean"] is None:
+        return "–"
+    return f"{told['mean']:.3f} ± {told['std']:.3f}"
+
+
+def _failures(name: str, images: list[str], nuclei: Path) -> NDArray[np.uint8]:
+    """Show where masks and model agree, image beside image; none is shown itself."""
+    model, panels = Model.load(name), []
+    for file in images:
+        image = read_image(nuclei / "val" / "images" / file)
+        stem = Path(file).stem
+        labels = read_labels(next((nuclei / "val" / "labels").glob(f"{stem}.*")))
+        axes = axes_beside(image.shape, labels.shape)
+        found = complete(segment(image, model, axes=axes, blank=True))
+        panel = np.empty((*labels.shape, 3), np.uint8)
+        true, told = labels > 0, found.labels > 0
+        panel[...] = _GROUND
+        panel[true & told] = _BOTH
+        panel[true & ~told] = _MISSED
+        panel[told & ~true] = _INVENTED
+        factor = _SIDE / max(labels.shape)
+        size = (round(labels.shape[0] * factor), round(labels.shape[1] * factor))
+        panel = np.stack([enlarge(c, size) for c in np.moveaxis(panel, -1, 0)], -1)
+        panel[find_boundaries(enlarge(labels, size), mode="inner")] = _EDGE
+        whole = np.full((_SIDE, _SIDE, 3), 255, np.uint8)
+        whole[: size[0], : size[1]] = panel
+        panels.append(whole)
+    gap = np.full((_SIDE, 8, 3), 255, np.uint8)
+    return np.concatenate([p for panel in panels for p in (panel, gap)][:-1], axis=1)
