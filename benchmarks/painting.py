@@ -99,7 +99,7 @@ def beat(*, dock: Any = None, seconds: float = 0.3) -> list[float]:
 
 def idle(dock: Any) -> bool:
     """Whether nothing is going on."""
-    drawn = dock.results is None or dock.results.idle
+    drawn = dock.plane.results is None or dock.plane.results.idle
     return dock.job is None and not dock._lift.isActive() and drawn
 
 

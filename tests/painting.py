@@ -62,7 +62,7 @@ def finish(dock: FineTuneDock, qtbot: Any) -> None:
             dock.job is None
             and not dock._jobs
             and not dock._lift.isActive()
-            and (dock.results is None or dock.results.idle)
+            and (dock.plane.results is None or dock.plane.results.idle)
         ),
         timeout=60_000,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,9 +11,11 @@ import typer
 
 from napari_fovea.cli.common import (
     Device,
+    Diameter,
     LabelKind,
     app,
     check_output,
+    diameter_of,
     duration,
     interruptible,
     out,
@@ -43,6 +46,7 @@ def finetune(
         str | None,
         typer.Option(help="Names of the classes, background first, with commas."),
     ] = None,
+    diameter: Diameter = None,
     instant: Annotated[
         bool, typer.Option("--instant", help="Refit in about a second; do not train.")
     ] = False,
@@ -87,6 +91,9 @@ def finetune(
         )
     first = Model.load(model)
     annotations = _read(images, labels, unpainted=unpainted, labels_are=labels_are)
+    if diameter is not None:
+        size = diameter_of(diameter)
+        annotations = [replace(a, diameter=size) for a in annotations]
     names = _names(annotations, classes)
     replay = []
     if replay_images is not None and replay_labels is not None:
@@ -97,6 +104,7 @@ def finetune(
             replay_labels,
             channels=first.channels,
             outputs=len(first.outputs),
+            depths=first.depths,
         )
     with interruptible() as interrupted, progress_bar() as bar:
         run = fine_tune(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from scipy import ndimage
 from skimage.segmentation import relabel_sequential
 
-from napari_fovea.errors import ImageError, TrainingError
-from napari_fovea.images import read_planes, to_tensor
+from napari_fovea.errors import FoveaError, ImageError, TrainingError
+from napari_fovea.images import read_planes, resize, to_tensor
+from napari_fovea.inference.sizes import enlarge, resized
 from napari_fovea.training.samples import EXACT, VOID
+from napari_fovea.training.scales import Scales, painted_at
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,6 +49,9 @@ class Annotation:
         classes.
     rgb : bool, optional
         Whether the image's last axis holds channels; guessed by default.
+    diameter : float, optional
+        Typical diameter of the objects in pixels; by default as the model has it, see
+        `inference.segment`.
     """
 
     image: ArrayLike
@@ -55,11 +60,12 @@ class Annotation:
     unpainted: bool = True
     objects: bool = False
     rgb: bool | None = None
+    diameter: float | Literal["auto"] | None = None
 
 
 @dataclass(frozen=True)
 class PaintedPlane:
-    """A plane of which something is known.
+    """A plane of which something is known, at the size at which the model sees it.
 
     Attributes
     ----------
@@ -132,6 +138,7 @@ def read_painted(
     model: Model,
     *,
     names: Mapping[int, str] | None = None,
+    scales: Scales | None = None,
 ) -> Painted:
     """Check annotations and read them as a model sees them.
 
@@ -144,6 +151,8 @@ def read_painted(
     names : mapping of int to str, optional
         What each number means; the lowest is background. By default the numbers that
         are painted, with the model's names where there are as many.
+    scales : Scales, optional
+        At which size images are shown; by default the model measures them.
 
     Raises
     ------
@@ -199,10 +208,11 @@ def read_painted(
             "paint some on the labels layer."
         )
     numbers = tuple(meaning)
+    scales = scales or Scales(model)
     planes = tuple(
         plane
         for a, t in zip(_apart(annotations), truths, strict=True)
-        for plane in _planes(a, t, numbers, model)
+        for plane in _planes(a, t, numbers, model, scales)
     )
     return Painted(planes, tuple(meaning.values()), numbers, not unpainted)
 
@@ -267,6 +277,7 @@ def _planes(
     truth: NDArray[np.integer],
     numbers: Sequence[int],
     model: Model,
+    scales: Scales,
 ) -> list[PaintedPlane]:
     rgb = annotation.rgb
     if rgb is None:
@@ -276,6 +287,14 @@ def _planes(
     except ImageError as error:
         raise TrainingError(f"{annotation.name}: {error}") from error
     limits = model.normalisation.limits(planes)
+    objects = truth if annotation.objects else None
+    try:
+        factor = scales.of(
+            planes, limits, diameter=annotation.diameter, objects=objects
+        )
+    except FoveaError as error:
+        raise TrainingError(f"{annotation.name}: {error}") from error
+    size = resized(planes.shape, factor)
     truth = truth.reshape(-1, *planes.shape)
     found = []
     for i, labels in enumerate(truth):
@@ -286,14 +305,20 @@ def _planes(
             instances = labels.astype(np.int64)
             if instances.max(initial=0) >= EXACT:
                 instances = relabel_sequential(instances)[0]
+            instances = enlarge(instances, size)
         values = np.minimum(labels, 1) if annotation.objects else labels
         classes = np.full(labels.shape, VOID, np.uint8)
         for c, number in enumerate(numbers):
             classes[values == number] = c
+        if instances is None:
+            classes = painted_at(classes, size)
+        else:
+            classes = enlarge(classes, size)
+        pixels = to_tensor(planes.data[i], limits=limits, channels=model.channels)
         found.append(
             PaintedPlane(
                 (annotation.name, i),
-                to_tensor(planes.data[i], limits=limits, channels=model.channels),
+                resize(pixels, size),
                 classes,
                 number_strokes(classes, blocks=not annotation.unpainted),
                 instances,

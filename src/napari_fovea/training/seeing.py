@@ -14,11 +14,12 @@ import numpy as np
 
 from napari_fovea import device as devices
 from napari_fovea.errors import ImageError, TrainingError
-from napari_fovea.images import read_planes, to_tensor
+from napari_fovea.images import read_planes, resize, to_tensor
 from napari_fovea.inference.assembly import Assembly
 from napari_fovea.inference.choosing import reader_for
 from napari_fovea.inference.dense import ready
 from napari_fovea.inference.reading import complete
+from napari_fovea.inference.sizes import object_diameter, resized
 from napari_fovea.networks import (
     Adapted,
     AdaptedRetina,
@@ -30,6 +31,7 @@ from napari_fovea.training.adapting import adapted
 from napari_fovea.training.looks import Looks, Rows, looks_of
 from napari_fovea.training.painted import PaintedPlane
 from napari_fovea.training.samples import VOID
+from napari_fovea.training.scales import Scales
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +70,7 @@ class Seeing:
                 f"{' or '.join(m.name for m in trunk.members)}."
             )
         self.trunk = trunk
+        self.scales = Scales(trunk, device=device)
         self.device = devices.pick(device)
         self._adapted: tuple[tuple[str, ...], Model] | None = None
         self._network: Any = None
@@ -130,7 +133,14 @@ class Seeing:
         return known[1]
 
     def segment(
-        self, image: ArrayLike, index: int, *, name: str, rgb: bool | None, model: Model
+        self,
+        image: ArrayLike,
+        index: int,
+        *,
+        name: str,
+        rgb: bool | None,
+        model: Model,
+        diameter: float | None = None,
     ) -> Segmentation:
         """Segment a plane; if it was looked at already, without looking again.
 
@@ -146,6 +156,8 @@ class Seeing:
             Whether the last axis holds channels; guessed by default.
         model : Model
             That in use, or one that came from this tuner.
+        diameter : float, optional
+            As in the annotation.
 
         Returns
         -------
@@ -161,13 +173,15 @@ class Seeing:
             )
         limits = model.normalisation.limits(planes)
         one = replace(planes, data=planes.data[index : index + 1], lead=())
+        factor = self.scales.of(planes, limits, diameter=diameter)
+        shape = resized(planes.shape, factor)
         pixels = to_tensor(one.data[0], limits=limits, channels=model.channels)
-        seen = self._read((name, index), pixels, model)
+        scale = (planes.shape[0] / shape[0], planes.shape[1] / shape[1])
+        seen = self._read((name, index), resize(pixels, shape), model, scale)
         focused = isinstance(model.config, RetinaConfig)
-        store = Assembly(
-            one, classes=len(model.classes), shape=one.shape, focused=focused
-        )
-        store.add(0, model, seen, diameter=model.object_diameter)
+        store = Assembly(one, classes=len(model.classes), shape=shape, focused=focused)
+        expected = object_diameter(model, factor, diameter)
+        store.add(0, model, seen, diameter=expected)
         path = store.path(grid=model.config.grid) if focused else None  # type: ignore[attr-defined]
         made = {
             "model": model.name,
@@ -179,7 +193,13 @@ class Seeing:
         }
         return store.result(path, made)
 
-    def _read(self, key: tuple[str, int], pixels: torch.Tensor, model: Model) -> Seen:
+    def _read(
+        self,
+        key: tuple[str, int],
+        pixels: torch.Tensor,
+        model: Model,
+        scale: tuple[float, float],
+    ) -> Seen:
         network = copy.deepcopy(model.network).to(self.device)
         shape = (pixels.shape[1], pixels.shape[2])
         mine = model.network in self._mine
@@ -194,13 +214,16 @@ class Seeing:
         if mine:
             nothing = np.full(shape, VOID, np.uint8)
             plane = PaintedPlane(key, pixels, nothing, np.zeros(shape, np.int32))
-            return self.look(plane).read(network, plain=plain)
+            seen = self.look(plane).read(network, plain=plain)
+            if seen.path is None:
+                return seen
+            return replace(seen, path=replace(seen.path, scale=scale))
         placed = replace(model, network=network)
         run = reader_for(placed, self.device, shape).read(
-            pixels.to(self.device), scale=(1.0, 1.0), cancelled=lambda: False
+            pixels.to(self.device), scale=scale, cancelled=lambda: False
         )
-        seen: Seen = complete(run)
-        return seen
+        told: Seen = complete(run)
+        return told
 
 
 def _digest(image: torch.Tensor) -> str:

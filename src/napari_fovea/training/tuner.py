@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from napari_fovea import device as devices
 from napari_fovea.errors import TrainingError
+from napari_fovea.inference.sizes import measured
 from napari_fovea.networks import (
     Adapted,
     AdaptedRetina,
@@ -40,6 +41,7 @@ from napari_fovea.training.learned import Learning, Tuned
 from napari_fovea.training.processes import check_precision
 from napari_fovea.training.recipes import STROKES
 from napari_fovea.training.seeing import Seeing
+from napari_fovea.training.sizing import to_diameter
 from napari_fovea.training.strokes import Lesson, held_scores, sample_of, stroke_task
 from napari_fovea.training.teaching import read_all, teach
 
@@ -216,6 +218,9 @@ class Tuner(Seeing):
                 f"has the {len(self.trunk.classes)} of model {self.trunk.name!r}; "
                 "expected as many: leave the replay out."
             )
+        own = self.trunk.object_diameter
+        if own is not None and measured(self.trunk, diameter=None, pixel_size=None):
+            replay = to_diameter(replay, own, depths=start.depths)
         told = devices.describe(self.device)
         strokes = strokes_of(painted.planes)
         learned = self._learned(painted.planes)

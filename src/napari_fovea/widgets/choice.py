@@ -66,6 +66,11 @@ class Choice:
         image, labels = self._layer(self.form.images), self._layer(self.form.labels)
         return [Pair(image, labels)] if image is not None and labels is not None else []
 
+    @property
+    def image(self) -> Any:
+        """The image layer in the form; None if there is none."""
+        return self._layer(self.form.images)
+
     def list_layers(self, event: Any = None) -> None:
         """List the layers anew, and forget pairs whose layers are gone."""
         there = set(self.viewer.layers)

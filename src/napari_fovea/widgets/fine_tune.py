@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from qtpy.compat import isalive
 from qtpy.QtCore import QEvent, QTimer
 from qtpy.QtWidgets import QVBoxLayout
 
 from napari_fovea.errors import FoveaError
-from napari_fovea.widgets import layers
 from napari_fovea.widgets.choice import Choice
 from napari_fovea.widgets.dock import Dock
 from napari_fovea.widgets.fine_tune_form import FineTuneForm, Said
-from napari_fovea.widgets.job import Job
+from napari_fovea.widgets.job import Job, Jobs
 from napari_fovea.widgets.learning import Shown, View, learn, told
 from napari_fovea.widgets.next_place import NextPlace
+from napari_fovea.widgets.plane_in_view import PlaneInView
 from napari_fovea.widgets.projects import Projects
-from napari_fovea.widgets.results import ResultLayers
 from napari_fovea.widgets.session import Session, session
 from napari_fovea.widgets.steps import Steps
 from napari_fovea.widgets.strokes import Pair, Watch, annotation_of
@@ -31,6 +28,7 @@ if TYPE_CHECKING:
     from napari_fovea.models import Entry
     from napari_fovea.training.learned import Tuned
     from napari_fovea.training.tuner import Tuner
+    from napari_fovea.widgets.layers import Region
     from napari_fovea.widgets.learning import History
 
 _LIFT = 120  # ms after the brush lifts: strokes often come in pairs
@@ -52,19 +50,17 @@ class FineTuneDock(Dock):
         self.viewer = napari_viewer
         self.session = shared or session()
         self.job: Job | None = None
-        self.results: ResultLayers | None = None
-        self.form = FineTuneForm(self.session)
+        self.form = FineTuneForm(self.session, self._chosen_region)
         self._tuner: tuple[Entry, str, Tuner] | None = None
         self.base: Entry | None = None
         self._again = False
-        self.place: tuple[str, int] = ("", -1)
-        self.seen: tuple[tuple[str, int], Any] | None = None
-        self._jobs: list[Job] = []
+        self._jobs = Jobs()
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self.form)
         self.setMinimumWidth(300)
         self.choice = Choice(self, Watch(self._lifted, self._changed))
+        self.plane = PlaneInView(self)
         self.next_place = NextPlace(self)
         self.steps = Steps(self)
         self.projects = Projects(self)
@@ -79,6 +75,7 @@ class FineTuneDock(Dock):
         form = self.form
         form.train_button.clicked.connect(self.train)
         form.cancel_button.clicked.connect(self.cancel)
+        form.diameter.told.connect(form.status.setText)
 
     def take_hold(self) -> None:
         """Follow what happens in the viewer and in other docks."""
@@ -132,8 +129,9 @@ class FineTuneDock(Dock):
         if chosen is not None and chosen is not self.base:
             self.base = chosen
             self.form.name_classes(chosen.header.classes)
+            self.form.diameter.setValue(0)
             self._drop_job()
-            self._tuner = self.seen = None
+            self._tuner = self.plane.seen = None
             self.steps.begin(chosen.name)
         self.enable()
 
@@ -150,6 +148,7 @@ class FineTuneDock(Dock):
     def enable(self) -> None:
         """Enable the buttons of what can be done now."""
         form, running = self.form, self.job is not None
+        form.diameter.show_model(self.session.chosen)
         ready = self.session.chosen is not None and bool(self.choice.pairs)
         form.train_button.setEnabled(ready and not running)
         form.cancel_button.setEnabled(running)
@@ -186,8 +185,9 @@ class FineTuneDock(Dock):
         try:
             how = form.how()
             names = form.names()
-            annotations = [annotation_of(p, **how) for p in pairs]
-            view = self.view_of(pairs)
+            size = form.diameter.value()
+            annotations = [annotation_of(p, **how, diameter=size) for p in pairs]
+            view = self.plane.of(pairs)
         except FoveaError as error:
             form.say(str(error), Said.ERROR)
             return
@@ -233,24 +233,10 @@ class FineTuneDock(Dock):
             self._tuner = (entry, device, tuner)
         return self._tuner[2]
 
-    def view_of(self, pairs: list[Pair]) -> View | None:
-        """Find the plane that is shown, which is to be segmented again."""
-        active = self.viewer.layers.selection.active
-        pair = next((p for p in pairs if active in (p.image, p.labels)), pairs[0])
-        self.shown = pair
-        if pair.image.multiscale:
-            return None
-        region = layers.region_of(pair.image, self.viewer.dims, layers.PLANE)
-        lead = pair.image.data.shape[: region.dropped]
-        self._region = region
-        index = int(np.ravel_multi_index(self.lead, lead)) if lead else 0
-        self.place = (pair.key, index)
-        return View(pair.image.data, index, pair.key, pair.image.rgb)
-
-    @property
-    def lead(self) -> tuple[int, ...]:
-        """Where the plane lies along the axes before its last two."""
-        return tuple(int(i) for i in self._region.offset[: self._region.dropped])
+    def _chosen_region(self) -> Region | None:
+        """Tell the plane whose objects are measured."""
+        image = self.choice.image
+        return None if image is None else self.plane.region_of(image)
 
     def cancel(self) -> None:
         """Stop learning; the last good model is kept."""
@@ -263,7 +249,7 @@ class FineTuneDock(Dock):
         if self.job is None or self.job.abort_requested:
             return
         if isinstance(event, Shown):
-            self.show_result(event.result)
+            self.plane.show(event.result)
             return
         self.form.curve.add(event.step, event.loss, event.score)
         self.form.progress.setValue(int(1000 * event.fraction))
@@ -286,28 +272,6 @@ class FineTuneDock(Dock):
                 Said.WARNING,
             )
 
-    def show_result(self, result: Any) -> None:
-        """Show a segmentation of the plane that was in view."""
-        if self.shown.image not in self.viewer.layers:
-            self.form.say(
-                "The image was removed meanwhile: the model is kept, but there is "
-                "nothing to show it on.",
-                Said.WARNING,
-            )
-            return
-        if self.results is None or self.results.region is not self._region:
-            self.results = ResultLayers(
-                self.viewer,
-                self.shown.image,
-                self._region,
-                later=lambda f: QTimer.singleShot(0, f),
-                in_order=False,
-                quiet=True,
-            )
-        self.seen = (self.place, result.uncertainty)
-        note = {"source": self.shown.image.name, "provenance": result.provenance}
-        self.results.finish(result, note)
-
     def complain(self, error: Exception) -> None:
         """Say what went wrong."""
         known = isinstance(error, FoveaError)
@@ -327,7 +291,7 @@ class FineTuneDock(Dock):
         pairs = self.choice.pairs
         if self.job is not None or self.session.chosen is None or not pairs:
             return
-        view = self.view_of(pairs)
+        view = self.plane.of(pairs)
         if view is not None:
             told = (
                 "This is what the model says. Paint where it is wrong, at least two "
@@ -358,7 +322,7 @@ class FineTuneDock(Dock):
                 return view.of(self._tuner_for(entry))
 
         def show(result: Any) -> None:
-            self.show_result(result)
+            self.plane.show(result)
             then(result)
 
         self._start(make, show)
@@ -373,7 +337,7 @@ class FineTuneDock(Dock):
         """Show what an earlier model says, and learn on from there."""
         entry, pairs = self.session.chosen, self.choice.pairs
         assert entry is not None
-        view = self.view_of(pairs) if pairs else None
+        view = self.plane.of(pairs) if pairs else None
 
         def make(cancelled: Any) -> Generator[Any, None, Any]:
             tuner = self._tuner_for(entry)
@@ -381,7 +345,7 @@ class FineTuneDock(Dock):
             yield from ()
             return view.of(tuner) if view is not None else None
 
-        self._start(make, self.show_result)
+        self._start(make, self.plane.show)
         self.form.say(f"Back at {step.name}")
 
     def run(self, make: Any, then: Any) -> None:
@@ -391,12 +355,7 @@ class FineTuneDock(Dock):
             if isalive(self):  # the window may have been closed meanwhile
                 then(result)
 
-        job = Job(make)
-        self._jobs.append(job)
-        job.returned.connect(deliver)
-        job.errored.connect(self.complain)
-        job.finished.connect(partial(self._jobs.remove, job))
-        job.start()
+        self._jobs.begin(make, deliver, self.complain)
 
     def changeEvent(self, event: Any) -> None:
         """Let the curve match the theme."""

@@ -31,15 +31,17 @@ from qtpy.QtWidgets import (
 
 from napari_fovea.errors import TrainingError
 from napari_fovea.widgets.curve import Curve
+from napari_fovea.widgets.diameter import DiameterField
 from napari_fovea.widgets.model import ModelPicker
 from napari_fovea.widgets.strokes import stroke_colours
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from napari.layers import Image, Labels, Layer
 
     from napari_fovea.training.guard import Verdict
+    from napari_fovea.widgets.layers import Region
     from napari_fovea.widgets.session import Session
 
 _ZERO: dict[str, dict[str, bool]] = {
@@ -66,13 +68,16 @@ class FineTuneForm(QWidget):
     ----------
     shared : Session
         What the docks share.
+    region : callable
+        Tells the plane whose objects are measured.
     """
 
     painted_with = Signal(int)
 
-    def __init__(self, shared: Session) -> None:
+    def __init__(self, shared: Session, region: Callable[[], Region | None]) -> None:
         super().__init__()
         self.picker = ModelPicker(shared)
+        self.diameter = DiameterField(shared, region)
         self._make_layers()
         self._make_learning()
         self._make_history()
@@ -89,6 +94,7 @@ class FineTuneForm(QWidget):
         form.addRow(
             "Pairs", _row(self.pair_list, _column(self.add_button, self.remove_button))
         )
+        form.addRow("Diameter", self.diameter)
         form.addRow("0 means", self.zero)
         form.addRow("Classes", self.classes)
         form.addRow("Paint", self.brushes)
@@ -255,6 +261,7 @@ class FineTuneForm(QWidget):
         """All settings, as a project keeps them."""
         return {
             "zero": self.zero.currentText(),
+            "diameter": self.diameter.value(),
             "instant": self.instant.isChecked(),
             "live": self.live.isChecked(),
             "seconds": self.seconds.value(),
@@ -269,6 +276,8 @@ class FineTuneForm(QWidget):
         chosen.setChecked(True)
         self.live.setChecked(bool(state.get("live", False)))
         self.freeze.setChecked(bool(state.get("freeze", True)))
+        if isinstance(state.get("diameter"), int | float):
+            self.diameter.setValue(float(state["diameter"]))
         if isinstance(state.get("seconds"), int):
             self.seconds.setValue(int(state["seconds"]))
         if classes:

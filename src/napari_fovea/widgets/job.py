@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any
 
 from qtpy.compat import isalive
@@ -89,6 +90,22 @@ class Job(WorkerBase):
         finally:
             run.close()
         return None
+
+
+class Jobs(list[Job]):
+    """Short jobs that run at once, each kept until it has ended."""
+
+    def begin(
+        self, make: Make, then: Callable[..., Any], complain: Callable[..., Any]
+    ) -> Job:
+        """Start a job, and tell of its result or its error."""
+        job = Job(make)
+        self.append(job)
+        job.returned.connect(then)
+        job.errored.connect(complain)
+        job.finished.connect(partial(self.remove, job))
+        job.start()
+        return job
 
 
 def call(function: Callable[[], Any]) -> Make:

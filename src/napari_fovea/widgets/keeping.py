@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from qtpy.QtCore import QObject, QTimer, Signal
 
-from napari_fovea.widgets.job import Job, call
+from napari_fovea.widgets.job import Jobs, call
 from napari_fovea.widgets.learning import History
 from napari_fovea.widgets.strokes import Pair, stroke_layer
 
@@ -54,7 +53,7 @@ class Keeper(QObject):
         self._ids: dict[Any, ImageId] = {}  # by image layer
         self._dirty: set[Any] = set()
         self._told = 0
-        self._jobs: list[Job] = []
+        self._jobs = Jobs()
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
         self._timer.setInterval(_SOON)
@@ -162,12 +161,7 @@ class Keeper(QObject):
 
     def run(self, make: Any, then: Any) -> None:
         """Do something in a thread."""
-        job = Job(make)
-        self._jobs.append(job)
-        job.returned.connect(then)
-        job.errored.connect(lambda error: self.failed.emit(str(error)))
-        job.finished.connect(partial(self._jobs.remove, job))
-        job.start()
+        self._jobs.begin(make, then, lambda error: self.failed.emit(str(error)))
 
 
 def now() -> str:

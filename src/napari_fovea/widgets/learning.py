@@ -56,12 +56,15 @@ class View:
         Of the image, as in its annotation.
     rgb : bool
         Whether the last axis holds channels.
+    diameter : float or None
+        Of its objects, as the user gave it.
     """
 
     image: Any
     index: int
     name: str
     rgb: bool
+    diameter: float | None = None
 
     def of(self, tuner: Tuner, model: Model | None = None) -> Any:
         """Segment it, by the model in use or another; for a job."""
@@ -71,6 +74,7 @@ class View:
             name=self.name,
             rgb=self.rgb,
             model=model if model is not None else tuner.model,
+            diameter=self.diameter,
         )
         # Drawing a path after every stroke would cost more than the refit.
         return replace(result, path=None, attention=())
@@ -95,7 +99,7 @@ def learn(
     """Learn, and segment the plane in view as it goes; runs in a job."""
     from napari_fovea.training.painted import read_painted
 
-    painted = read_painted(annotations, tuner.trunk, names=names)
+    painted = read_painted(annotations, tuner.trunk, names=names, scales=tuner.scales)
     if mode == "instant":
         run = tuner.instant(painted, cancelled=cancelled)
     else:

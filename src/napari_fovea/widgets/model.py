@@ -23,7 +23,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_fovea.widgets.job import Job, call
+from napari_fovea.widgets.job import Job, Jobs, call
 from napari_fovea.widgets.session import Session, computing, session, survey
 from napari_fovea.widgets.telling import Telling
 
@@ -181,7 +181,7 @@ class ModelDock(QWidget):
         self.open_button.clicked.connect(self._ask_for_file)
         self.session.listed.connect(self._list_devices)
         self.session.changed.connect(self._show)
-        self._jobs: list[Job] = []
+        self._jobs = Jobs()
         self._told: tuple[Any, ...] = ()
         self._list_devices()
         self._show()
@@ -207,12 +207,7 @@ class ModelDock(QWidget):
         self._start(call(read), self.session.add)
 
     def _start(self, make: Any, then: Any) -> None:
-        job = Job(make)
-        self._jobs.append(job)
-        job.returned.connect(then)
-        job.errored.connect(self._complain)
-        job.finished.connect(partial(self._jobs.remove, job))
-        job.start()
+        self._jobs.begin(make, then, self._complain)
 
     def _complain(self, error: Exception) -> None:
         self.message.setText(f"⚠ {error}")
@@ -262,12 +257,8 @@ class ModelDock(QWidget):
             if isalive(self) and asked == self._told:
                 self.computing.setText(text)
 
-        job = Job(call(partial(computing, shared)))
-        self._jobs.append(job)
-        job.returned.connect(tell)
-        job.errored.connect(lambda error: tell(f"⚠ {error}"))
-        job.finished.connect(partial(self._jobs.remove, job))
-        job.start()
+        make = call(partial(computing, shared))
+        self._jobs.begin(make, tell, lambda error: tell(f"⚠ {error}"))
 
     def _use_device(self, index: int) -> None:
         self.session.use_device(self.devices.itemData(index) or "auto")

@@ -53,19 +53,19 @@ class NextPlace:
         pairs, entry = dock.choice.pairs, dock.session.chosen
         if not pairs or entry is None or dock.job is not None:
             return
-        before = dock.place
-        view = dock.view_of(pairs)
+        before = dock.plane.place
+        view = dock.plane.of(pairs)
         if view is None:
             return
         try:
-            annotation_of(dock.shown, **dock.form.how())
+            annotation_of(dock.plane.pair, **dock.form.how())
         except FoveaError as error:
             dock.form.say(str(error), Said.ERROR)
             return
-        if dock.place != before:
+        if dock.plane.place != before:
             self._visited = []
-        if dock.seen is not None and dock.seen[0] == dock.place:
-            self._go_to_most_uncertain(dock.seen[1])
+        if dock.plane.seen is not None and dock.plane.seen[0] == dock.plane.place:
+            self._go_to_most_uncertain(dock.plane.seen[1])
             return
         dock.segment(
             view,
@@ -76,16 +76,16 @@ class NextPlace:
     def _go_to_most_uncertain(self, uncertainty: Any) -> None:
         from napari_fovea.training.where import most_uncertain
 
-        dock, pair = self.dock, self.dock.shown
+        dock, pair = self.dock, self.dock.plane.pair
         painted = np.asarray(pair.labels.data)
         if painted.ndim > 2:
-            painted = painted.reshape(-1, *painted.shape[-2:])[dock.place[1]]
+            painted = painted.reshape(-1, *painted.shape[-2:])[dock.plane.place[1]]
         place = most_uncertain(uncertainty, painted > 0, visited=self._visited)
         if place is None:
             dock.form.say("The model is sure of all that is left of this plane.")
             return
         self._visited.append(place)
-        world = pair.image.data_to_world(np.array([*dock.lead, *place]))
+        world = pair.image.data_to_world(np.array([*dock.plane.lead, *place]))
         dock.viewer.scene.camera.center = tuple(world[-min(3, len(world)) :])
         dock.viewer.layers.selection.active = pair.labels
         dock.form.say("Paint here: the model is least sure of this place.")

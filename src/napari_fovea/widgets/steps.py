@@ -91,7 +91,7 @@ class Steps:
         made = tuned.model.provenance["fine_tuned"]
         dock.form.say(f"Learned in {made['seconds']:.1f} s on {made['device']}")
         if shown is not None:
-            dock.show_result(shown)
+            dock.plane.show(shown)
 
     def _take_anyway(self) -> None:
         if self.candidate is not None:

@@ -96,7 +96,9 @@ def labels_in(viewer: Any) -> list[Labels]:
     return [x for x in viewer.layers if isinstance(x, Labels) and layers.own(x) is None]
 
 
-def annotation_of(pair: Pair, *, unpainted: bool, objects: bool) -> Annotation:
+def annotation_of(
+    pair: Pair, *, unpainted: bool, objects: bool, diameter: float | None = None
+) -> Annotation:
     """Take what a pair holds; arrays are referred to, not copied.
 
     Raises
@@ -126,7 +128,7 @@ def annotation_of(pair: Pair, *, unpainted: bool, objects: bool) -> Annotation:
                 f"{image.name!r}, so that strokes fall outside it; expected the same "
                 "scale and translation: make new strokes for this image."
             )
-    return Annotation(data, painted, pair.key, unpainted, objects, image.rgb)
+    return Annotation(data, painted, pair.key, unpainted, objects, image.rgb, diameter)
 
 
 class Watch:
