@@ -58,7 +58,7 @@ class FineTuneDock(Dock):
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self.form)
-        self.setMinimumWidth(300)
+        self.setMinimumWidth(330)
         self.choice = Choice(self, Watch(self._lifted, self._changed))
         self.plane = PlaneInView(self)
         self.next_place = NextPlace(self)

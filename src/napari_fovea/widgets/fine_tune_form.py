@@ -49,6 +49,7 @@ _ZERO: dict[str, dict[str, bool]] = {
     "background (every pixel has a class)": {"unpainted": False, "objects": False},
     "background (objects have numbers)": {"unpainted": False, "objects": True},
 }
+_LETTERS = 12  # of what is chosen that are always to be read
 _FEW = 58  # pixels: height of lists of a few lines
 _HINT = "At least two strokes of each class, so that one can be held out."
 
@@ -155,6 +156,11 @@ class FineTuneForm(QWidget):
         self.remove_button.setToolTip("Do not learn from the chosen pair")
         self.zero = QComboBox()
         self.zero.addItems(list(_ZERO))
+        # As wide as what is chosen most; the list itself shows all of each.
+        policy = QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
+        for box in (self.images, self.labels, self.zero):
+            box.setSizeAdjustPolicy(policy)
+            box.setMinimumContentsLength(_LETTERS)
         self.zero.setToolTip("What pixels with label 0 are")
         self.classes = QLineEdit()
         self.classes.setToolTip("Names of the classes with commas, background first")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qtpy.compat import isalive
-from qtpy.QtCore import Qt, QTimer
+from qtpy.QtCore import QSize, Qt, QTimer
 from qtpy.QtWidgets import (
     QCheckBox,
     QComboBox,
@@ -38,6 +38,7 @@ _SYSTEMS = {
 
 _SOON, _AT_LATEST = 50, 1000  # ms until models are listed: once seen, if never seen
 _PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+_NARROW = 200
 _NAME = 30  # letters of a model's name and system that are always to be read
 
 
@@ -69,6 +70,11 @@ class ModelPicker(QComboBox):
             # Importing torch in a thread slows this one: first let the dock be seen.
             self._wait.timeout.connect(self._survey)
             self._wait.start(_AT_LATEST)
+
+    def minimumSizeHint(self) -> QSize:
+        """Give way where a dock is narrow: the list itself shows whole names."""
+        hint: QSize = super().minimumSizeHint()
+        return QSize(min(hint.width(), _NARROW), hint.height())
 
     def paintEvent(self, event: Any) -> None:
         """Look for models soon after it was seen for the first time."""
