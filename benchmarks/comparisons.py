@@ -1,0 +1,202 @@
+"""What the papers compare, on the nuclei, with the same small budget for each side.
+
+``detector``: Mask R-CNN with the residual attention FPN and with a plain one (S4).
+``ablations``: the recurrent residual attention U-Net without its parts (S2).
+``losses``: the same network with the losses that its paper compares.
+``few``: the learning curve for 1, 5, 20, 100 and all training images, the retina (S0)
+beside dense networks; each system sees as many crops as take it about as long.
+
+Of every comparison each side sees the same number of crops, drawn with the same seeds,
+and is scored on every third validation image with the diameter of its labels given.
+What is done is kept in the output folder, and a second start goes on from there.
+Prints one JSON line per comparison: means and standard deviations over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from machine import DATA, tell
+from napari_fovea import complete
+from napari_fovea.evaluation import evaluate, mean_and_std
+from napari_fovea.files import replacing
+from napari_fovea.training.labelling import Labelling
+from napari_fovea.training.recipes import RECIPES
+from napari_fovea.training.run import fresh_model, train_on
+from napari_fovea.training.samples import pair_files, read_folder
+
+if TYPE_CHECKING:
+    from napari_fovea.training.recipe import Recipe
+    from napari_fovea.training.samples import Sample
+
+LABELLING = Labelling(("background", "nucleus"))
+MEASURES = (
+    "dice",
+    "precision",
+    "recall",
+    "accuracy",
+    "cohen_kappa",
+    "roc_auc",
+    "ap",
+    "ap50",
+)
+EVERY = 3
+SIZES = (1, 5, 20, 100, None)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison.
+
+    Attributes
+    ----------
+    recipe : Recipe
+        How it is trained; epochs and crops are set by `crops`.
+    crops : int
+        Crops it sees.
+    config : dict
+        What differs from the settings of the recipe's network.
+    images : int or None
+        Training images, drawn anew for each seed; None for all.
+    """
+
+    recipe: Recipe
+    crops: int
+    config: dict[str, Any] = field(default_factory=dict)
+    images: int | None = None
+
+
+def _plain(name: str, **changes: Any) -> Recipe:
+    """Give a recipe of those that ship neither depths nor what is chosen on images."""
+    own = {"averaging": 0.99, "calibrate": False, "choice": "last"}
+    return replace(RECIPES[name], **(own | changes))
+
+
+_S2 = _plain("r2-attention-unet-nuclei", depth=False)
+_S4 = _plain("mask-rcnn-nuclei")
+
+COMPARISONS: dict[str, dict[str, Side]] = {
+    "detector": {
+        name: Side(_S4, 2_400, {"attention": name}) for name in ("proposed", "none")
+    },
+    "ablations": {
+        "full": Side(_S2, 1_600),
+        "without attention": Side(_S2, 1_600, {"attention": False}),
+        "without residual": Side(_S2, 1_600, {"residual": False}),
+        "without recurrence": Side(_S2, 1_600, {"steps": 0}),
+        "plain U-Net": Side(
+            _S2, 1_600, {"steps": 0, "residual": False, "attention": False}
+        ),
+    },
+    "losses": {
+        loss: Side(replace(_S2, loss=loss), 1_600)
+        for loss in (
+            "focal-tversky",
+            "tversky",
+            "dice",
+            "bce",
+            "weighted-bce",
+            "bce-dice",
+        )
+    },
+    "few": {
+        f"{system}, {size or 'all'} images": Side(recipe, crops, images=size)
+        for size in SIZES
+        for system, recipe, crops in (
+            ("S0 retina", _plain("retina-nuclei"), 16_384),
+            ("S0 shared", _plain("retina-shared-nuclei"), 1_200),
+            ("S1 FocusNet", _plain("focusnet-nuclei"), 1_600),
+            ("S2", _plain("r2-attention-unet-nuclei"), 1_600),
+        )
+    },
+}
+
+
+def main() -> None:
+    """Train, score and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("comparison", nargs="+", choices=list(COMPARISONS))
+    parser.add_argument("--output", type=Path, default=Path("runs/comparisons"))
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--only", nargs="+", help="sides, by their first letters")
+    parser.add_argument("--share", type=float, default=1.0, help="of the crops")
+    told = parser.parse_args()
+    folder = DATA / "nuclei" / "train"
+    samples: dict[tuple[int, bool], list[Sample]] = {}
+    told.output.mkdir(parents=True, exist_ok=True)
+    for comparison in told.comparison:
+        rows: dict[str, list[dict[str, float]]] = {}
+        for seed in range(told.seeds):
+            for name, side in COMPARISONS[comparison].items():
+                if told.only and not any(name.startswith(o) for o in told.only):
+                    continue
+                kept = told.output / f"{comparison} {name} {seed}.json"
+                if not kept.exists():
+                    done = one(side, samples, folder, seed=seed, share=told.share)
+                    with replacing(kept) as temporary:
+                        temporary.write_text(json.dumps(done))
+                    print(kept.stem, json.dumps(done), flush=True)
+                rows.setdefault(name, []).append(json.loads(kept.read_text()))
+        scores = {
+            name: {m: mean_and_std([r[m] for r in runs]) for m in runs[0]}
+            for name, runs in rows.items()
+        }
+        figures: dict[str, Any] = {"seeds": told.seeds, "share": told.share}
+        tell(f"comparisons, {comparison}", {**figures, "scores": scores})
+
+
+def one(
+    side: Side, known: dict[Any, list[Sample]], folder: Path, *, seed: int, share: float
+) -> dict[str, float]:
+    """Train one side with a seed and score it."""
+    recipe = side.recipe
+    model = fresh_model(
+        recipe,
+        config=json.dumps(side.config) if side.config else None,
+        labelling=LABELLING,
+        seed=seed,
+    )
+    key = (len(model.outputs), model.depths is not None)
+    if key not in known:
+        known[key] = read_folder(
+            folder / "images",
+            folder / "labels",
+            channels=3,
+            outputs=len(model.outputs),
+            depths=model.depths,
+        )
+    samples = known[key]
+    if side.images is not None:
+        chosen = np.random.default_rng(seed).permutation(len(samples))[: side.images]
+        samples = [samples[i] for i in sorted(chosen)]
+    # In four epochs, so that a retina can be shown where it is uncertain.
+    views = max(recipe.batch_size, round(side.crops * share / 4))
+    began = time.perf_counter()
+    trained = complete(
+        train_on(
+            model,
+            samples,
+            [],
+            recipe=replace(recipe, epochs=4, views=views, validate_every=4),
+            seed=seed,
+            device="cpu",
+            precision="bfloat16",
+        )
+    )
+    seconds = time.perf_counter() - began
+    val = DATA / "nuclei" / "val"
+    pairs = pair_files(val / "images", val / "labels")[::EVERY]
+    summary = complete(evaluate(trained, pairs, diameter="labels")).summary()
+    scores = {name: summary[name]["mean"] for name in MEASURES}
+    return scores | {"seconds": round(seconds, 1)}
+
+
+if __name__ == "__main__":
+    main()
