@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # Chosen on the validation nuclei by AP; see benchmarks/separation.py.
-_PROMINENCE = 0.1
+_PROMINENCE = 0.2
 _SMOOTHING = 0.08
-_LEAST_AREA = 0.12
+_LEAST_AREA = 0.09
 _STEPS = 1000
 _OF_SHAPE = 0.12
 """Prominence of what is known from the shape of a region alone."""
