@@ -173,12 +173,12 @@ def _quality(scores: Mapping[str, Any]) -> str:
 
 
 def _robustness(scores: Mapping[str, Any]) -> str:
-    start = scores["given"]["summary"]
+    start = scores["robustness"]["as they are"]["summary"]
     lines = [
-        "The same images changed, with the diameter given:\n",
+        f"Every so many of these images ({start['images']} in all), changed, with the "
+        "diameter given:\n",
         "| | Dice | change | AP | change |",
         "| --- | --- | --- | --- | --- |",
-        f"| as they are | {_cell(start, 'dice')} | | {_cell(start, 'ap')} | |",
     ]
     for told in scores["robustness"].values():
         cells = []
