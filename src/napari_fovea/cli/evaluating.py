@@ -120,8 +120,8 @@ def evaluate(
     told = {"model": loaded.name, **evaluation.as_json()}
     if robustness:
         given = evaluation if of_labels else score("diameter given", pairs, "labels")
-        groups = {g: given.summary(g) for g in given.groups}
-        told["given"] = {"summary": given.summary(), "groups": groups}
+        kinds_given = {g: given.summary(g) for g in given.groups}
+        told["given"] = {"summary": given.summary(), "groups": kinds_given}
         every = -(-len(pairs) // _CHANGED)
         same = Evaluation(given.images[::every])
         rows = {"as they are": same.summary()} | {
