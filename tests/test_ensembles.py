@@ -72,6 +72,17 @@ def test_the_map_is_the_mean_and_the_uncertainty_what_they_disagree_about(
     assert [m["model"] for m in told] == list(NAMES)
 
 
+def test_what_members_were_trained_on_is_told_if_it_is_the_same() -> None:
+    one, two, three = (
+        replace(of_size("unet"), name=data, provenance={"data": data} if data else {})
+        for data in ("nuclei", "nuclei", "")
+    )
+    alike = Model.ensemble([one, two]).provenance
+    assert alike == {"members": ["nuclei", "nuclei"], "data": "nuclei"}
+    assert "data" not in Model.ensemble([one, three]).provenance
+    assert "data" not in Model.ensemble([three, three]).provenance
+
+
 def test_those_who_agree_are_not_uncertain(picture: np.ndarray) -> None:
     one = of_size("unet")
     alone = complete(segment(picture, one, device=EXACT))

@@ -157,6 +157,19 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     assert same(whole, resumed)
 
 
+def test_a_run_resumed_in_its_last_epochs_ends_with_the_same_weights(
+    tmp_path: Path,
+) -> None:
+    calm = Augmentation(scale=(1.0, 1.0), gamma=(1.0, 1.0), noise=0.0, blur=0.0)
+    recipe = replace(QUICK, last=0.7, last_augmentation=calm)
+    _, whole = run(recipe)
+    kept = tmp_path / "run.checkpoint"
+    run(recipe, checkpoint=kept, stop_after=1)
+    _, resumed = run(recipe, checkpoint=kept)
+    assert same(whole, resumed)
+    assert not same(whole, run()[1])
+
+
 @pytest.mark.parametrize("optimiser", ["adam", "adamw", "nadam", "sgd"])
 def test_a_resumed_run_remembers_optimiser_rate_and_choice(
     tmp_path: Path, optimiser: str

@@ -28,6 +28,7 @@ from napari_fovea.training.recipes import RECIPES
 from napari_fovea.training.retina import RetinaTask
 from napari_fovea.training.run import fresh_model, task_for
 from napari_fovea.training.samples import VOID, Sample, make_sample
+from napari_fovea.training.task import Parts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -205,6 +206,32 @@ def test_each_task_learns_without_validation(name: str) -> None:
     losses, scores, _ = learn(name)
     assert min(losses[-2:]) < 0.9 * losses[0]
     assert set(scores) == {None}
+
+
+@pytest.mark.parametrize("name", [n for n in TINY if n != "focusnet-plus-small"])
+def test_light_varies_less_in_the_last_epochs(name: str) -> None:
+    calm = Augmentation(
+        scale=(1.0, 1.0),
+        stretch=0.0,
+        gamma=(1.0, 1.0),
+        gain=(0.5, 0.5),
+        offset=0.0,
+        colour=0.0,
+        invert=0.0,
+        gray=0.0,
+        noise=0.0,
+        blur=0.0,
+    )
+    model, recipe = tiny(name, epochs=10, last=0.3, last_augmentation=calm)
+    bright = replace(calm, gain=(1.0, 1.0))
+    recipe = replace(recipe, augmentation=bright)
+    shown = [replace(s, image=torch.ones_like(s.image)) for s in samples()]
+    task = task_for(model, shown, [], recipe=recipe, seed=0)
+    brightest = []
+    for epoch in (0, 6, 7, 9):
+        drawn = next(iter(task.batches(epoch, Parts())))[0]
+        brightest.append(float(drawn[0].max()))
+    assert brightest == pytest.approx([1.0, 1.0, 0.5, 0.5], abs=0.01)
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,10 @@ def ship(path: Path) -> None:
     if there.is_file() and _weights(Model.load(there)) == _weights(made, half=True):
         return
     made.save(there, half=True)
-    (CARDS / f"{path.stem}.json").unlink(missing_ok=True)  # scores of another
+    # What was scored was another model.
+    (CARDS / f"{path.stem}.json").unlink(missing_ok=True)
+    if path.stem in MEMBERS:
+        (CARDS / f"{ENSEMBLE}.json").unlink(missing_ok=True)
 
 
 def gather() -> None:

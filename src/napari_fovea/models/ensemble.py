@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -117,5 +117,13 @@ def joined(models: Sequence[Model], *, name: str) -> Model:
         # No member is shown more than what is kept for the one that sees most.
         object_diameter=max(sizes, default=None),
         scan={"diameter": "auto"} if auto else {},
-        provenance={"members": [m.name for m in models]},
+        provenance=_provenance(models),
     )
+
+
+def _provenance(models: Sequence[Model]) -> dict[str, Any]:
+    """Tell the members, and what all of them were trained on, if it is the same."""
+    told: dict[str, Any] = {"members": [m.name for m in models]}
+    data = {m.provenance.get("data") for m in models}
+    only = data.pop() if len(data) == 1 else None
+    return told | ({"data": only} if only is not None else {})

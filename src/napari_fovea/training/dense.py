@@ -28,7 +28,7 @@ class DenseTask(CropTask[View]):
     def batch(self, rng: np.random.Generator, size: int) -> View:
         """Draw crops, and vary the light on them."""
         view = together([self.views.draw(rng) for _ in range(size)])
-        image = vary_light(view.image, augmentation=self.recipe.augmentation, rng=rng)
+        image = vary_light(view.image, augmentation=self.light, rng=rng)
         return View(image, view.classes, view.instances)
 
     def loss(

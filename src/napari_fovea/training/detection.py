@@ -57,7 +57,7 @@ class DetectionTask(CropTask[Scenes]):
         """Draw crops, vary the light on them, and find their objects."""
         views = [self.views.draw(rng) for _ in range(size)]
         view = together(views)
-        images = vary_light(view.image, augmentation=self.recipe.augmentation, rng=rng)
+        images = vary_light(view.image, augmentation=self.light, rng=rng)
         pairs = zip(view.instances, view.classes, strict=True)
         return Scenes(images, Targets(_target(i, c) for i, c in pairs))
 

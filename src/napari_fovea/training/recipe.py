@@ -85,6 +85,12 @@ class Recipe:
         Random changes of intensity, and of scale for the retina's own views.
     geometry : Geometry
         Random changes of place and shape for all other networks.
+    last : float
+        Share of the epochs, the last ones, in which ``last_augmentation`` takes the
+        place of ``augmentation``: what was learned of all kinds of light is brought
+        to bear on images as they are.
+    last_augmentation : Augmentation or None
+        None goes on as before.
     """
 
     network: str
@@ -119,6 +125,15 @@ class Recipe:
     validate_images: int = 32
     augmentation: Augmentation = field(default_factory=Augmentation)
     geometry: Geometry = field(default_factory=Geometry)
+    last: float = 0.0
+    last_augmentation: Augmentation | None = None
+
+    def light(self, epoch: int) -> Augmentation:
+        """Tell how intensities vary in an epoch, counted from 0."""
+        late = epoch >= self.epochs - round(self.last * self.epochs)
+        if late and self.last_augmentation is not None:
+            return self.last_augmentation
+        return self.augmentation
 
     @property
     def told_loss(self) -> str:

@@ -49,9 +49,20 @@ _small = partial(
 # What the models that ship were trained with: 90 minutes on two cores at most. Objects
 # are shown at one size, give or take, so a small network need not know all sizes;
 # light varies as much as microscopes do.
+# In the end it varies less, which takes no robustness away and makes outlines better.
 _nuclei = partial(
     _brief,
     augmentation=Augmentation(),
+    last=0.3,
+    last_augmentation=Augmentation(
+        gamma=(0.75, 1.33),
+        gain=(0.85, 1.15),
+        offset=0.03,
+        colour=0.05,
+        gray=0.05,
+        noise=0.03,
+        blur=0.6,
+    ),
     diameter=24.0,
     balance=0.3,
     averaging=0.999,
@@ -59,7 +70,7 @@ _nuclei = partial(
     calibrate=True,
     validate_every=10,
     validate_images=50,
-    geometry=Geometry(zoom=(0.6, 1.6), elastic=2.0),
+    geometry=Geometry(zoom=(0.7, 1.45), elastic=2.0),
 )
 
 RECIPES: dict[str, Recipe] = {
@@ -228,8 +239,8 @@ RECIPES: dict[str, Recipe] = {
         augmentation=Augmentation(),
     ),
     # The models that ship.
-    "focusnet-nuclei": _nuclei("focusnet", epochs=80),
-    "r2-attention-unet-nuclei": _nuclei("r2-attention-unet", epochs=80),
+    "focusnet-nuclei": _nuclei("focusnet", epochs=60),
+    "r2-attention-unet-nuclei": _nuclei("r2-attention-unet", epochs=50),
     "focusnet-plus-nuclei": _nuclei("focusnet-plus", epochs=40),
     "mask-rcnn-nuclei": replace(
         _nuclei("mask-rcnn", epochs=80),

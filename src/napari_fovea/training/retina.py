@@ -61,7 +61,7 @@ class RetinaTask(Task[Crops]):
         """Crops (B, C, d, d) and their classes (B, d, d)."""
         views = [self._view(rng) for _ in range(size)]
         crops = torch.stack([image for image, _ in views])
-        crops = vary_light(crops, augmentation=self.recipe.augmentation, rng=rng)
+        crops = vary_light(crops, augmentation=self.light, rng=rng)
         return crops, torch.stack([classes for _, classes in views])
 
     def _view(self, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -80,7 +80,7 @@ class RetinaTask(Task[Crops]):
             sample,
             (float(centre[0]), float(centre[1])),
             self.grid.d,
-            augmentation=self.recipe.augmentation,
+            augmentation=self.light,
             rng=rng,
         )
 

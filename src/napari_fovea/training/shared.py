@@ -53,7 +53,7 @@ class SharedRetinaTask(CropTask[Scenes]):
         config = self.model.config
         assert isinstance(config, SharedRetinaConfig)
         view = together([self.views.draw(rng) for _ in range(size)])
-        images = vary_light(view.image, augmentation=self.recipe.augmentation, rng=rng)
+        images = vary_light(view.image, augmentation=self.light, rng=rng)
         corners = torch.stack([self._corners(c, rng) for c in view.classes])
         d = config.d
         seen = [

@@ -261,9 +261,7 @@ class StrokeDenseTask(_StrokeTask, CropTask[Known]):
         """Draw crops, and vary the light on the images alone."""
         view = together([self.views.draw(rng) for _ in range(size)])
         c = self.model.channels
-        image = vary_light(
-            view.image[:, :c], augmentation=self.recipe.augmentation, rng=rng
-        )
+        image = vary_light(view.image[:, :c], augmentation=self.light, rng=rng)
         return Known(image, view.classes, view.image[:, c:])
 
     def loss(
@@ -287,7 +285,7 @@ class StrokeRetinaTask(_StrokeTask, RetinaTask):
         views = [self._view(rng) for _ in range(size)]
         both = torch.stack([image for image, _ in views])
         c = self.model.channels
-        crops = vary_light(both[:, :c], augmentation=self.recipe.augmentation, rng=rng)
+        crops = vary_light(both[:, :c], augmentation=self.light, rng=rng)
         return Known(crops, torch.stack([k for _, k in views]), both[:, c:])
 
     def loss(

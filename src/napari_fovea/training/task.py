@@ -90,6 +90,11 @@ class Task(ABC, Generic[Batch]):
         Settings.
     seed : int
         What is drawn depends on this, the epoch and the step alone.
+
+    Attributes
+    ----------
+    light : Augmentation
+        How intensities vary in the epoch that is drawn.
     """
 
     def __init__(
@@ -107,6 +112,7 @@ class Task(ABC, Generic[Batch]):
         self.validation = validation[::every]
         self.recipe = recipe
         self.seed = seed
+        self.light = recipe.augmentation
 
     @property
     def odds(self) -> NDArray[np.floating] | None:
@@ -129,6 +135,7 @@ class Task(ABC, Generic[Batch]):
             One step's parts, as `Parts` divides it.
         """
         size = parts.size(self.recipe.batch_size)
+        self.light = self.recipe.light(epoch)
         for step in range(self.steps):
             yield [
                 self.batch(np.random.default_rng([self.seed, epoch, step, part]), size)

@@ -33,6 +33,7 @@ _SYSTEMS = {
     "S2": "recurrent residual attention U-Net",
     "S3": "FocusNet++",
     "S4": "residual attention FPN Mask R-CNN",
+    "ensemble": "several systems that answer together",
 }
 
 
@@ -314,6 +315,8 @@ def _describe(entry: Any) -> str:
         ("Channels", f"1 (repeated) or {config['channels']}"),
         ("Object size", f"{size:.0f} px across" if size else "not known"),
     ]
+    if made.get("members"):
+        rows.append(("Members", ", ".join(map(str, made["members"]))))
     if "r" in config:
         rows.append(("Retina", f"d = {config['d']} px, r = {config['r']}"))
     if header.network in _ATTENTION:
