@@ -47,6 +47,7 @@ MEASURES = {
     "ap75": "AP at 0.75",
 }
 _WORST = 4
+_TABLE = ("<!-- table -->", "<!-- end of table -->")
 _SIDE = 256  # of a picture of a failure
 _BOTH, _MISSED, _INVENTED = (200, 200, 200), (230, 159, 0), (0, 114, 178)
 _GROUND, _EDGE = (24, 24, 24), (255, 255, 255)
@@ -64,11 +65,15 @@ def write(name: str, folder: Path, nuclei: Path) -> None:
     nuclei : Path
         The labelled images, of which the pictures show what was missed.
     """
+    worst = [row["name"] for row in _worst_of(_scores(name, folder))]
+    imageio.imwrite(folder / f"{name}.png", _failures(name, worst, nuclei))
+    (folder / f"{name}.md").write_text(text(name, folder), encoding="utf-8")
+
+
+def text(name: str, folder: Path) -> str:
+    """Tell all that a card says."""
     entry = next(e for e in shipped() if e.name == name)
-    scores = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-    worst = sorted(scores["images"], key=lambda row: row["ap"])[:_WORST]
-    picture = folder / f"{name}.png"
-    imageio.imwrite(picture, _failures(name, [w["name"] for w in worst], nuclei))
+    scores = _scores(name, folder)
     parts = [
         f"# {name}\n",
         "<!-- Written by `make zoo`; change tools/cards.py instead. -->\n",
@@ -78,21 +83,29 @@ def write(name: str, folder: Path, nuclei: Path) -> None:
         "## What it withstands\n",
         _robustness(scores),
         "## Where it fails\n",
-        _worst(worst, picture.name),
+        _worst(_worst_of(scores), f"{name}.png"),
         "## Do it again\n",
         _again(entry),
     ]
-    (folder / f"{name}.md").write_text("\n".join(parts), encoding="utf-8")
+    return "\n".join(parts)
+
+
+def write_index(folder: Path) -> None:
+    """Put the table of all models into their page."""
+    page = folder / "index.md"
+    before, rest = page.read_text(encoding="utf-8").split(_TABLE[0])
+    after = rest.split(_TABLE[1])[1]
+    table = f"{_TABLE[0]}\n\n{compare(folder)}\n{_TABLE[1]}"
+    page.write_text(before + table + after, encoding="utf-8")
 
 
 def compare(folder: Path) -> str:
     """Lay all models out in one table, the default first."""
     rows = []
     for entry in shipped():
-        path = folder / f"{entry.name}.json"
-        if not path.is_file():
+        if not (folder / f"{entry.name}.json").is_file():
             continue
-        scores = json.loads(path.read_text(encoding="utf-8"))
+        scores = _scores(entry.name, folder)
         auto, given = scores["summary"], scores["given"]["summary"]
         rows.append(
             f"| [{entry.name}]({entry.name}.md) | {entry.system} | "
@@ -110,6 +123,15 @@ def compare(folder: Path) -> str:
 def parameters(model: Model) -> int:
     """Count the weights of a model."""
     return sum(p.numel() for p in model.network.parameters())
+
+
+def _scores(name: str, folder: Path) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads((folder / f"{name}.json").read_text("utf-8"))
+    return told
+
+
+def _worst_of(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return sorted(scores["images"], key=lambda row: row["ap"])[:_WORST]
 
 
 def _facts(entry: Entry, scores: Mapping[str, Any]) -> str:

@@ -1,0 +1,126 @@
+"""The models that ship, their cards, and what these say."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from napari_fovea import Model, complete
+from napari_fovea.evaluation import CHANGES, evaluate
+from napari_fovea.models import DEFAULT, Entry, shipped
+from napari_fovea.training.recipes import RECIPES
+from napari_fovea.training.samples import pair_files
+
+ROOT = Path(__file__).parents[1]
+CARDS = ROOT / "docs" / "models"
+NAMES = [entry.name for entry in shipped()]
+
+
+def entry_of(name: str) -> Entry:
+    return next(e for e in shipped() if e.name == name)
+
+
+def scores_of(name: str) -> dict[str, Any]:
+    return json.loads((CARDS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def cards(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    monkeypatch.delitem(sys.modules, "cards", raising=False)
+    import cards
+
+    return cards
+
+
+def test_every_system_ships_and_all_are_small() -> None:
+    systems = {entry.system for entry in shipped()}
+    assert systems == {"S0", "S1", "S2", "S3", "S4", "ensemble"}
+    networks = {entry.header.network for entry in shipped()}
+    assert {"retina-vgg", "retina-shared"} <= networks
+    sizes = [entry.path.stat().st_size for entry in shipped()]
+    assert max(sizes) <= 12e6
+    assert sum(sizes) <= 45e6
+
+
+def test_the_default_is_the_best_single_model() -> None:
+    alone = [name for name in NAMES if entry_of(name).system != "ensemble"]
+    best = max(alone, key=lambda name: scores_of(name)["summary"]["ap"]["mean"])
+    assert best == DEFAULT
+    assert NAMES[0] == DEFAULT
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_models_say_what_made_them_and_how_good_they_are(name: str) -> None:
+    header = entry_of(name).header
+    made, told = header.provenance, scores_of(name)["summary"]
+    assert "CC0" in made["data"]
+    for key in ("dice", "ap"):
+        assert made["validation"]["all"][key] == told[key]
+    if header.parts:
+        assert all(
+            (entry_of(name).path.parent / part).is_file() for part in header.parts
+        )
+        return
+    assert made["training_images"] == 501
+    assert name in RECIPES
+    recipe = RECIPES[name]
+    assert made["recipe"]["epochs"] == recipe.epochs
+    assert made["recipe"]["network"] == header.network == recipe.network
+    assert header.object_diameter == recipe.diameter
+    assert header.scan.diameter == "auto"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cards_hold_what_was_evaluated(name: str, cards: Any) -> None:
+    text = (CARDS / f"{name}.md").read_text(encoding="utf-8")
+    assert text == cards.text(name, CARDS)
+    scores = scores_of(name)
+    assert scores["summary"]["images"] == 99
+    assert set(scores["robustness"]) == {"as they are", *CHANGES}
+    for key in ("dice", "ap", "roc_auc", "cohen_kappa"):
+        assert f"{scores['summary'][key]['mean']:.3f}" in text
+    assert (CARDS / f"{name}.png").is_file()
+
+
+def test_the_models_page_compares_all(cards: Any) -> None:
+    page = (CARDS / "index.md").read_text(encoding="utf-8")
+    assert cards.compare(CARDS) in page
+    assert all(f"({name}.md)" in page for name in NAMES)
+
+
+def test_the_readme_tells_the_same_figures() -> None:
+    rows = re.findall(r"^\| `([\w-]+)` .*$", (ROOT / "README.md").read_text(), re.M)
+    assert set(rows) == set(NAMES)
+    for line in (ROOT / "README.md").read_text().splitlines():
+        found = re.match(r"^\| `([\w-]+)` \(\w+\) \| ([\d.]+) \| ([\d.]+) \|", line)
+        if found:
+            told = scores_of(found[1])["summary"]
+            assert found[2] == f"{told['dice']['mean']:.3f}"
+            assert found[3] == f"{told['ap']['mean']:.3f}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_evaluation_tells_what_the_card_says(name: str, nuclei: Path) -> None:
+    """On a few small images; the whole set takes minutes."""
+    told = {row["name"]: row for row in scores_of(name)["images"]}
+    with (nuclei / "index.csv").open() as file:
+        small = {
+            row["id"]
+            for row in csv.DictReader(file)
+            if int(row["height"]) * int(row["width"]) <= 256 * 320
+        }
+    pairs = pair_files(nuclei / "val" / "images", nuclei / "val" / "labels")
+    chosen = [pair for pair in pairs if pair[0].stem in small][3::40]
+    assert len(chosen) == 3 or len(chosen) == 2
+    scored = complete(evaluate(Model.load(name), chosen)).images
+    for image in scored:
+        for key in ("dice", "precision", "recall", "roc_auc"):
+            assert image.scores[key] == pytest.approx(told[image.name][key], abs=2e-3)
+        assert image.scores["ap"] == pytest.approx(told[image.name]["ap"], abs=0.02)
