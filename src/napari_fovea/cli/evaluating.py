@@ -89,6 +89,12 @@ def evaluate(
         from_instances=instances,
         ignore=ignore,
     )
+    if robustness and not (instances and loaded.object_diameter):
+        raise FoveaError(
+            "What a model withstands is told with the diameter of the objects given; "
+            "expected labels that number objects, and a model that knows the size of "
+            "its own: leave --robustness out."
+        )
 
     def score(title: str, some: list[Any], size: Any, **how: Any) -> Evaluation:
         events = run(

@@ -193,6 +193,7 @@ def cross_validate(
             name=image.name,
             channels=channels,
             outputs=len(fresh.outputs),
+            depths=fresh.depths,
             from_instances=labelling.from_instances,
             ignore=labelling.ignore,
         )

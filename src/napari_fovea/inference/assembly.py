@@ -207,6 +207,7 @@ def preview(
     planes: Planes,
     *,
     focused: bool,
+    unsure: torch.Tensor | None = None,
 ) -> Preview:
     """Show the map of one plane as it stands, at the image's own size."""
     classes = _classes(model, outputs, weights, planes.shape)
@@ -214,6 +215,5 @@ def preview(
     if focused:
         copied = weights.cpu().numpy().copy()
         overlap = AttentionMap.over("overlap", copied, shape=planes.shape)
-    return Preview(
-        index, _most_probable(classes), entropy(classes).cpu().numpy(), overlap
-    )
+    told = entropy(classes) if unsure is None else resize(unsure[None], planes.shape)[0]
+    return Preview(index, _most_probable(classes), told.cpu().numpy(), overlap)

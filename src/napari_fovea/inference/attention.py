@@ -68,8 +68,11 @@ def attends(model: Model) -> tuple[Attends, ...]:
     Returns
     -------
     tuple of Attends
-        Empty for networks without attention.
+        Empty for networks without attention, and for ensembles of systems: each of
+        their members looks in its own way.
     """
+    if model.members:
+        return ()
     config = model.config
     if isinstance(config, RetinaConfig):
         return tuple(Attends(name, note=note) for name, note in _OF_FOCUS.items())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -75,12 +77,12 @@ class JointReader:
                 while True:
                     step = next(run)
 
-                    def peek(
-                        member: Model = member, step: Step = step
-                    ) -> tuple[torch.Tensor, torch.Tensor]:
-                        return votes.with_part(member, *step.peek())
-
-                    yield Step((index + min(1.0, step.fraction)) / count, peek)
+                    part = votes.plus(member, step)
+                    yield Step(
+                        (index + min(1.0, step.fraction)) / count,
+                        part.told,
+                        unsure=part.apart,
+                    )
             except StopIteration as end:
                 votes.add(member, end.value)
             if cancelled():
@@ -124,51 +126,77 @@ class _Votes:
 
     def add(self, member: Model, seen: Seen) -> None:
         """Count what a member has read."""
-        classes, looked = self._of(member, seen.outputs, seen.weights)
-        self._classes += classes * looked
-        self._entropy += entropy(classes) * looked
-        self._count += looked
+        looked = self._count_in(member, seen.outputs, seen.weights)
         depth = _depth(member, seen)
         if depth is not None:
             self._depth += resize(depth.cpu().float()[None], self._size)[0] * looked
             self._deep += looked
 
-    def with_part(
-        self, member: Model, outputs: torch.Tensor, weights: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tell outputs and weights as they stand, while a member is reading."""
-        classes, looked = self._of(member, outputs, weights)
-        count = self._count + looked
-        mean = (self._classes + classes * looked) / count.clamp(min=1)
-        return self._divided(mean, torch.zeros_like(count)), count
+    def plus(self, member: Model, step: Step) -> _Part:
+        """Tell how it stands while a member is reading, if anybody asks."""
+        return _Part(self, member, step)
+
+    def told(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tell outputs, and how many members have looked."""
+        mean = self._mean()
+        if self._model.depths is None:
+            return mean, self._count
+        depth = self._depth / self._deep.clamp(min=1)
+        core = torch.minimum(depth, mean[1])
+        return torch.stack([mean[0], mean[1] - core, core]), self._count
+
+    def apart(self) -> torch.Tensor:
+        """Tell what members disagree about, in nats."""
+        own = self._entropy / self._count.clamp(min=1)
+        # Rounded, members that agree may come out a little below 0.
+        return (entropy(self._mean()) - own).clamp(min=0) * (self._count > 0)
 
     def seen(self) -> Seen:
         """Tell what all have said."""
-        mean = self._classes / self._count.clamp(min=1)
-        depth = self._depth / self._deep.clamp(min=1)
-        own = self._entropy / self._count.clamp(min=1)
-        known = self._count > 0
-        mean[:, ~known] = 1 / len(mean)
-        # Rounded, members that agree may come out a little below 0.
-        apart = (entropy(mean) - own).clamp(min=0) * known
-        return Seen(self._divided(mean, depth), self._count, uncertainty=apart)
+        return Seen(*self.told(), uncertainty=self.apart())
 
-    def _of(
+    def _mean(self) -> torch.Tensor:
+        mean = self._classes / self._count.clamp(min=1)
+        mean[:, self._count == 0] = 1 / len(mean)
+        return mean
+
+    def _count_in(
         self, member: Model, outputs: torch.Tensor, weights: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> torch.Tensor:
         classes = member.class_probabilities(outputs.cpu().float())
         looked = (weights > 0).cpu().float()
         classes = torch.where(looked > 0, classes, 1 / len(classes))
+        classes = resize(classes, self._size)
         # A pixel counts as seen where most of it was.
-        there = resize(looked[None], self._size)[0] > 0.5
-        return resize(classes, self._size), there.float()
+        there = (resize(looked[None], self._size)[0] > 0.5).float()
+        self._classes += classes * there
+        self._entropy += entropy(classes) * there
+        self._count += there
+        return there
 
-    def _divided(self, classes: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
-        """Make the ensemble's outputs of classes and depths."""
-        if self._model.depths is None:
-            return classes
-        core = torch.minimum(depth, classes[1])
-        return torch.stack([classes[0], classes[1] - core, core])
+
+class _Part:
+    """Votes with those of a member that is still reading."""
+
+    def __init__(self, votes: _Votes, member: Model, step: Step) -> None:
+        self._votes, self._member, self._step = votes, member, step
+
+    def told(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tell outputs, and how many members have looked."""
+        return self._now.told()
+
+    def apart(self) -> torch.Tensor:
+        """Tell what members disagree about, in nats."""
+        return self._now.apart()
+
+    @cached_property
+    def _now(self) -> _Votes:
+        now = copy.copy(self._votes)
+        for name, value in vars(now).items():
+            if isinstance(value, torch.Tensor):
+                setattr(now, name, value.clone())
+        now._count_in(self._member, *self._step.peek())
+        return now
 
 
 def _depth(member: Model, seen: Seen) -> torch.Tensor | None:

@@ -33,12 +33,16 @@ class Step:
         New fixations.
     done : int
         Fixations so far.
+    unsure : callable or None
+        Tells the uncertainty (h, w) as it stands, where it is not the entropy of the
+        probabilities.
     """
 
     fraction: float
     peek: Callable[[], tuple[torch.Tensor, torch.Tensor]]
     path: FocusPath | None = None
     done: int = 0
+    unsure: Callable[[], torch.Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -219,7 +219,12 @@ def segment(
                         preview_every, _PREVIEW_SHARE * cost
                     ):
                         yield preview(
-                            model, *step.peek(), index, planes, focused=focused
+                            model,
+                            *step.peek(),
+                            index,
+                            planes,
+                            focused=focused,
+                            unsure=step.unsure() if step.unsure else None,
                         )
                         last = time.perf_counter()
                         cost = last - now

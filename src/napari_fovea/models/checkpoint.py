@@ -257,6 +257,6 @@ def _header(metadata: Mapping[str, str] | None, path: Path) -> Header:
         )
     try:
         config = validate(header.network, header.config)
-    except FoveaError as error:
+    except (FoveaError, RecursionError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     return header.model_copy(update={"config": config.model_dump()})

@@ -10,6 +10,7 @@ from torch import nn
 from napari_fovea.errors import ModelError
 from napari_fovea.models.model import Model
 from napari_fovea.networks import (
+    MOST,
     MaskRCNNConfig,
     Member,
     MixedEnsemble,
@@ -54,10 +55,15 @@ def joined(models: Sequence[Model], *, name: str) -> Model:
     ModelError
         If they do not fit together.
     """
-    if len(models) < 2:
+    if not 2 <= len(models) <= MOST:
         raise ModelError(
-            f"An ensemble of {len(models)} models tells no more than they do; expected "
-            "two or more."
+            f"An ensemble was asked for of {len(models)} models; expected 2 to {MOST}: "
+            "choose others."
+        )
+    if len({id(model.network) for model in models}) < len(models):
+        raise ModelError(
+            f"Of {', '.join(m.name for m in models)} two are the same network, which "
+            "has one opinion; expected different ones: leave one out."
         )
     first = models[0]
     for model in models:
@@ -66,7 +72,7 @@ def joined(models: Sequence[Model], *, name: str) -> Model:
                 f"Model {model.name!r} is an ensemble itself; expected its members: "
                 "give those."
             )
-        for what in ("classes", "channels", "normalisation"):
+        for what in ("classes", "channels", "normalisation", "pixel_size"):
             if getattr(model, what) != getattr(first, what):
                 raise ModelError(
                     f"Models {first.name!r} and {model.name!r} differ in {what} "
@@ -116,6 +122,7 @@ def joined(models: Sequence[Model], *, name: str) -> Model:
         normalisation=first.normalisation,
         # No member is shown more than what is kept for the one that sees most.
         object_diameter=max(sizes, default=None),
+        pixel_size=first.pixel_size,
         scan={"diameter": "auto"} if auto else {},
         provenance=_provenance(models),
     )

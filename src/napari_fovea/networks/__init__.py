@@ -12,7 +12,7 @@ from napari_fovea.networks.focusnet import FocusNet, FocusNetConfig
 from napari_fovea.networks.focusnet_plus import FocusNetPlus, FocusNetPlusConfig
 from napari_fovea.networks.gates import attention_names, capture_attention
 from napari_fovea.networks.mask_rcnn import MaskRCNN, MaskRCNNConfig
-from napari_fovea.networks.mixed import Member, MixedEnsemble, MixedEnsembleConfig
+from napari_fovea.networks.mixed import MOST, Member, MixedEnsemble, MixedEnsembleConfig
 from napari_fovea.networks.r2_attention_unet import (
     R2AttentionUNet,
     R2AttentionUNetConfig,
@@ -38,6 +38,7 @@ from napari_fovea.networks.vgg_retina import (
 )
 
 __all__ = [
+    "MOST",
     "Adapted",
     "AdaptedConfig",
     "AdaptedRetina",

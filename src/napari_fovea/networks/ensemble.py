@@ -27,7 +27,7 @@ class EnsembleConfig(DenseConfig):
     @model_validator(mode="after")
     def _of_dense_members(self) -> EnsembleConfig:
         # By name, before anything inside is looked at: it may be nested without end.
-        if self.member == "ensemble" or self.member.startswith("adapted"):
+        if self.member.endswith("ensemble") or self.member.startswith("adapted"):
             raise ValueError("an ensemble cannot hold ensembles, or adapted networks")
         try:
             settings = validate(self.member, self.settings)

@@ -17,6 +17,8 @@ from napari_fovea.networks.registry import (
 )
 
 NAME = "mixed-ensemble"
+MOST = 16
+"""Members of an ensemble, at most."""
 
 
 class Member(BaseModel):
@@ -37,7 +39,7 @@ class Member(BaseModel):
 class MixedEnsembleConfig(NetworkConfig):
     """Settings of `MixedEnsemble`: what each member is."""
 
-    members: tuple[Member, ...] = Field(min_length=2, max_length=16, title="Members")
+    members: tuple[Member, ...] = Field(min_length=2, max_length=MOST, title="Members")
 
     @model_validator(mode="after")
     def _of_members_that_fit(self) -> MixedEnsembleConfig:

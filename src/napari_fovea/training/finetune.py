@@ -77,7 +77,9 @@ def fine_tune(
             f"There is no mode {mode!r}; expected {' or '.join(map(repr, MODES))}."
         )
     tuner = Tuner(model, device=device)
-    painted = read_painted(annotations, model, names=names, scales=tuner.scales)
+    painted = read_painted(
+        annotations, model, names=names, scales=tuner.scales, cancelled=cancelled
+    )
     if mode == "instant":
         run = tuner.instant(painted, name=name, cancelled=cancelled)
     else:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from napari_fovea.inference.sizes import enlarge
 from napari_fovea.training.painted import block_of
 
 if TYPE_CHECKING:
@@ -222,11 +223,14 @@ def carried(
     """
     found: dict[Stroke, list[tuple[float, int]]] = {}
     for plane in old:
-        if plane.key != new.key or plane.strokes.shape != new.strokes.shape:
+        if plane.key != new.key:
             continue
-        both = (plane.strokes > 0) & (plane.classes == new.classes)
+        # Another size of its objects may have been told since.
+        size = (new.strokes.shape[0], new.strokes.shape[1])
+        strokes, classes = (enlarge(a, size) for a in (plane.strokes, plane.classes))
+        both = (strokes > 0) & (classes == new.classes)
         pairs, counts = np.unique(
-            np.stack([plane.strokes[both], new.strokes[both]]),
+            np.stack([strokes[both], new.strokes[both]]),
             axis=1,
             return_counts=True,
         )

@@ -16,7 +16,7 @@ from napari_fovea.training.samples import EXACT, VOID
 from napari_fovea.training.scales import Scales, painted_at
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
     from numpy.typing import ArrayLike, NDArray
@@ -52,6 +52,8 @@ class Annotation:
     diameter : float, optional
         Typical diameter of the objects in pixels; by default as the model has it, see
         `inference.segment`.
+    pixel_size : float, optional
+        Size of a pixel in micrometres.
     """
 
     image: ArrayLike
@@ -61,6 +63,7 @@ class Annotation:
     objects: bool = False
     rgb: bool | None = None
     diameter: float | Literal["auto"] | None = None
+    pixel_size: float | None = None
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,7 @@ def read_painted(
     *,
     names: Mapping[int, str] | None = None,
     scales: Scales | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> Painted:
     """Check annotations and read them as a model sees them.
 
@@ -153,6 +157,8 @@ def read_painted(
         are painted, with the model's names where there are as many.
     scales : Scales, optional
         At which size images are shown; by default the model measures them.
+    cancelled : callable
+        Asked while objects are measured.
 
     Raises
     ------
@@ -212,7 +218,7 @@ def read_painted(
     planes = tuple(
         plane
         for a, t in zip(_apart(annotations), truths, strict=True)
-        for plane in _planes(a, t, numbers, model, scales)
+        for plane in _planes(a, t, numbers, model, scales, cancelled)
     )
     return Painted(planes, tuple(meaning.values()), numbers, not unpainted)
 
@@ -278,6 +284,7 @@ def _planes(
     numbers: Sequence[int],
     model: Model,
     scales: Scales,
+    cancelled: Callable[[], bool],
 ) -> list[PaintedPlane]:
     rgb = annotation.rgb
     if rgb is None:
@@ -287,15 +294,19 @@ def _planes(
     except ImageError as error:
         raise TrainingError(f"{annotation.name}: {error}") from error
     limits = model.normalisation.limits(planes)
-    objects = truth if annotation.objects else None
+    truth = truth.reshape(-1, *planes.shape)
     try:
         factor = scales.of(
-            planes, limits, diameter=annotation.diameter, objects=objects
+            planes,
+            limits,
+            diameter=annotation.diameter,
+            pixel_size=annotation.pixel_size,
+            objects=truth if annotation.objects else None,
+            cancelled=cancelled,
         )
     except FoveaError as error:
         raise TrainingError(f"{annotation.name}: {error}") from error
     size = resized(planes.shape, factor)
-    truth = truth.reshape(-1, *planes.shape)
     found = []
     for i, labels in enumerate(truth):
         if annotation.unpainted and not labels.any():

@@ -20,6 +20,8 @@ from napari_fovea.inference.sizes import (
 from napari_fovea.training.samples import VOID
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from napari_fovea.images import Planes
@@ -52,7 +54,9 @@ class Scales:
         limits: tuple[float, float],
         *,
         diameter: float | Literal["auto"] | None = None,
+        pixel_size: float | None = None,
         objects: NDArray[np.integer] | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
     ) -> float:
         """Tell the factor by which an image is resized.
 
@@ -65,8 +69,13 @@ class Scales:
         diameter : float, optional
             Typical diameter of its objects in pixels, as the user gave it; ``"auto"``
             measures them whatever the model does by default.
-        objects : ndarray of int, optional
+        pixel_size : float, optional
+            Size of a pixel in micrometres, for models that know that of their own.
+        objects : ndarray of int, shape (planes, H, W), optional
             All objects, numbered, where they are known: nothing needs to be estimated.
+        cancelled : callable
+            Asked while objects are measured; where it says yes, the image keeps its
+            own scale for now.
 
         Raises
         ------
@@ -74,17 +83,22 @@ class Scales:
             If the diameter cannot be one, or the model does not know that of its own.
         """
         model = self._model
-        if diameter is not None and diameter != "auto":
-            return resizing(model, planes.shape, diameter=diameter, pixel_size=None)
-        if not measured(model, diameter=diameter, pixel_size=None):
-            return 1.0
+        if not measured(model, diameter=diameter, pixel_size=pixel_size):
+            known = None if diameter == "auto" else diameter
+            return resizing(model, planes.shape, diameter=known, pixel_size=pixel_size)
         plane = liveliest(planes)
         digest = sha256(np.ascontiguousarray(plane).tobytes()).hexdigest()
         if objects is not None:
-            self._known[digest] = typical_diameter(objects)
+            # Of a number that goes on through a stack, each plane shows a section.
+            each = [typical_diameter(plane) for plane in objects]
+            sizes = [size for size in each if size is not None]
+            self._known[digest] = float(np.median(sizes)) if sizes else None
         if digest not in self._known:
             shown = to_tensor(plane, limits=limits, channels=model.channels)
-            self._known[digest] = estimated(shown, model, self._device)
+            found = estimated(shown, model, self._device, cancelled=cancelled)
+            if cancelled():
+                return 1.0
+            self._known[digest] = found
         return fitting(model, self._known[digest])
 
 

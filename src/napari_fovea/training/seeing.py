@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from dataclasses import replace
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakSet
 
 import numpy as np
@@ -140,7 +140,8 @@ class Seeing:
         name: str,
         rgb: bool | None,
         model: Model,
-        diameter: float | None = None,
+        diameter: float | Literal["auto"] | None = None,
+        pixel_size: float | None = None,
     ) -> Segmentation:
         """Segment a plane; if it was looked at already, without looking again.
 
@@ -156,7 +157,7 @@ class Seeing:
             Whether the last axis holds channels; guessed by default.
         model : Model
             That in use, or one that came from this tuner.
-        diameter : float, optional
+        diameter, pixel_size
             As in the annotation.
 
         Returns
@@ -173,14 +174,17 @@ class Seeing:
             )
         limits = model.normalisation.limits(planes)
         one = replace(planes, data=planes.data[index : index + 1], lead=())
-        factor = self.scales.of(planes, limits, diameter=diameter)
+        factor = self.scales.of(
+            planes, limits, diameter=diameter, pixel_size=pixel_size
+        )
         shape = resized(planes.shape, factor)
         pixels = to_tensor(one.data[0], limits=limits, channels=model.channels)
         scale = (planes.shape[0] / shape[0], planes.shape[1] / shape[1])
         seen = self._read((name, index), resize(pixels, shape), model, scale)
         focused = isinstance(model.config, RetinaConfig)
         store = Assembly(one, classes=len(model.classes), shape=shape, focused=focused)
-        expected = object_diameter(model, factor, diameter)
+        known = None if diameter == "auto" else diameter
+        expected = object_diameter(model, factor, known)
         store.add(0, model, seen, diameter=expected)
         path = store.path(grid=model.config.grid) if focused else None  # type: ignore[attr-defined]
         made = {

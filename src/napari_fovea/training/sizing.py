@@ -68,7 +68,10 @@ def _resized(sample: Sample, diameter: float, depths: Sequence[float] | None) ->
     factor = min(max(diameter / typical, _LEAST), _MOST)
     height, width = (max(_SHORTEST, round(n * factor)) for n in sample.instances.shape)
     instances = enlarge(sample.instances, (height, width))
-    void = enlarge(sample.classes.numpy(), (height, width)) == VOID
+    # Pixels of objects that count for nothing are those near the edge of what is
+    # known, which is found anew.
+    unknown = (sample.classes.numpy() == VOID) & (sample.instances == 0)
+    void = enlarge(unknown, (height, width))
     if depths is None:
         classes = np.where(void, VOID, instances > 0).astype(np.uint8)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -107,7 +108,7 @@ class DiameterField(QWidget):
         self.job = Job(make)
         self.job.returned.connect(self._on_found)
         self.job.errored.connect(self._on_error)
-        self.job.finished.connect(self._on_finished)
+        self.job.finished.connect(partial(self._on_finished, self.job))
         self.button.setEnabled(False)
         self.told.emit("Measuring objects…")
         self.job.start()
@@ -123,14 +124,16 @@ class DiameterField(QWidget):
         known = isinstance(error, FoveaError)
         self.told.emit(f"⚠ {error}" if known else f"⚠ {type(error).__name__}: {error}")
 
-    def _on_finished(self) -> None:
-        self.job = None
-        self.show_model(self.session.chosen)
+    def _on_finished(self, job: Job) -> None:
+        if job is self.job:
+            self.job = None
+            self.show_model(self.session.chosen)
 
     def quit(self) -> None:
         """Let go of what is being measured."""
         if self.job is not None:
             self.job.quit()
+            self.job = None
 
 
 def _part(region: Region) -> Any:

@@ -100,6 +100,7 @@ class FineTuneDock(Dock):
         self.choice.let_go()
         self.next_place.let_go()
         self.session.changed.disconnect(self._model_changed)
+        self.form.diameter.quit()
         if self.job is not None:
             self.job.quit()
 
@@ -129,9 +130,11 @@ class FineTuneDock(Dock):
         if chosen is not None and chosen is not self.base:
             self.base = chosen
             self.form.name_classes(chosen.header.classes)
+            self.form.diameter.quit()
             self.form.diameter.setValue(0)
             self._drop_job()
-            self._tuner = self.plane.seen = None
+            self._tuner = None
+            self.plane.forget()
             self.steps.begin(chosen.name)
         self.enable()
 

@@ -282,8 +282,8 @@ class FineTuneForm(QWidget):
         chosen.setChecked(True)
         self.live.setChecked(bool(state.get("live", False)))
         self.freeze.setChecked(bool(state.get("freeze", True)))
-        if isinstance(state.get("diameter"), int | float):
-            self.diameter.setValue(float(state["diameter"]))
+        size = state.get("diameter")
+        self.diameter.setValue(float(size) if isinstance(size, int | float) else 0)
         if isinstance(state.get("seconds"), int):
             self.seconds.setValue(int(state["seconds"]))
         if classes:

@@ -58,6 +58,8 @@ class View:
         Whether the last axis holds channels.
     diameter : float or None
         Of its objects, as the user gave it.
+    pixel_size : float or None
+        In micrometres, where the layer knows it.
     """
 
     image: Any
@@ -65,6 +67,7 @@ class View:
     name: str
     rgb: bool
     diameter: float | None = None
+    pixel_size: float | None = None
 
     def of(self, tuner: Tuner, model: Model | None = None) -> Any:
         """Segment it, by the model in use or another; for a job."""
@@ -75,6 +78,7 @@ class View:
             rgb=self.rgb,
             model=model if model is not None else tuner.model,
             diameter=self.diameter,
+            pixel_size=self.pixel_size,
         )
         # Drawing a path after every stroke would cost more than the refit.
         return replace(result, path=None, attention=())
@@ -99,7 +103,9 @@ def learn(
     """Learn, and segment the plane in view as it goes; runs in a job."""
     from napari_fovea.training.painted import read_painted
 
-    painted = read_painted(annotations, tuner.trunk, names=names, scales=tuner.scales)
+    painted = read_painted(
+        annotations, tuner.trunk, names=names, scales=tuner.scales, cancelled=cancelled
+    )
     if mode == "instant":
         run = tuner.instant(painted, cancelled=cancelled)
     else:

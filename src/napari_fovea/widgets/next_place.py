@@ -64,8 +64,8 @@ class NextPlace:
             return
         if dock.plane.place != before:
             self._visited = []
-        if dock.plane.seen is not None and dock.plane.seen[0] == dock.plane.place:
-            self._go_to_most_uncertain(dock.plane.seen[1])
+        if dock.plane.uncertainty is not None:
+            self._go_to_most_uncertain(dock.plane.uncertainty)
             return
         dock.segment(
             view,

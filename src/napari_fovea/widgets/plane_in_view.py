@@ -36,8 +36,6 @@ class PlaneInView:
         Name of its image, and number of the plane in its stack.
     results : ResultLayers or None
         What is shown of it.
-    seen : tuple or None
-        The place that a result was last shown of, and its uncertainty.
     """
 
     pair: Pair
@@ -48,7 +46,19 @@ class PlaneInView:
         self.viewer = dock.viewer
         self.place: tuple[str, int] = ("", -1)
         self.results: ResultLayers | None = None
-        self.seen: tuple[tuple[str, int], Any] | None = None
+        self._seen: tuple[Any, Any] | None = None
+        self._shown_at: float | None = None
+
+    def forget(self) -> None:
+        """What was shown is no longer what the model says."""
+        self._seen = None
+
+    @property
+    def uncertainty(self) -> Any:
+        """Of the result that is shown of the plane looked for last; None if none is."""
+        if self._seen is None or self._seen[0] != (self.place, self._shown_at):
+            return None
+        return self._seen[1]
 
     def of(self, pairs: Sequence[Pair]) -> View | None:
         """Find the plane that is shown, which is to be segmented again."""
@@ -62,7 +72,10 @@ class PlaneInView:
         index = int(np.ravel_multi_index(self.lead, lead)) if lead else 0
         self.place = (pair.key, index)
         size = self.dock.form.diameter.value()
-        return View(pair.image.data, index, pair.key, pair.image.rgb, size)
+        micrometres = layers.pixel_size(pair.image)
+        self._shown_at = size
+        image = pair.image
+        return View(image.data, index, pair.key, image.rgb, size, micrometres)
 
     def region_of(self, image: Any) -> Region:
         """Tell the plane of an image that is in view."""
@@ -92,6 +105,6 @@ class PlaneInView:
                 in_order=False,
                 quiet=True,
             )
-        self.seen = (self.place, result.uncertainty)
+        self._seen = ((self.place, self._shown_at), result.uncertainty)
         note = {"source": image.name, "provenance": result.provenance}
         self.results.finish(result, note)

@@ -128,7 +128,9 @@ def annotation_of(
                 f"{image.name!r}, so that strokes fall outside it; expected the same "
                 "scale and translation: make new strokes for this image."
             )
-    return Annotation(data, painted, pair.key, unpainted, objects, image.rgb, diameter)
+    micrometres = layers.pixel_size(image)
+    how = (unpainted, objects, image.rgb, diameter, micrometres)
+    return Annotation(data, painted, pair.key, *how)
 
 
 class Watch:

@@ -43,6 +43,7 @@ def python_of(note: dict[str, Any], made: dict[str, Any]) -> str:
     """Code that makes the same result from the same array."""
     settings = {k: v for k, v in made["settings"].items() if v is not None}
     tiling = settings.pop("tiling", None)
+    settings.pop("members", None)  # what those of an ensemble chose by themselves
     arguments = "".join(f", {k}={v!r}" for k, v in settings.items())
     imports = "from napari_fovea import complete, segment\n"
     if tiling is not None:
