@@ -137,7 +137,7 @@ def main() -> None:
             for name, side in COMPARISONS[comparison].items():
                 if told.only and not any(name.startswith(o) for o in told.only):
                     continue
-                kept = told.output / f"{comparison} {name} {seed}.json"
+                kept = told.output / f"{comparison} {name} {seed} {told.share:g}.json"
                 if not kept.exists():
                     done = one(side, samples, folder, seed=seed, share=told.share)
                     with replacing(kept) as temporary:

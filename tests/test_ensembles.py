@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 import zarr
-from scipy.ndimage import zoom
 
 from large import EXACT, segment_large
 from learning import made
@@ -21,8 +21,10 @@ from napari_fovea.errors import (
     ModelError,
     TrainingError,
 )
-from napari_fovea.inference import Preview, explain
-from napari_fovea.inference.instances import depth_inside
+from napari_fovea.inference import Preview, attends, explain
+from napari_fovea.inference.instances import depth_inside, separate
+from napari_fovea.inference.joint import _Votes
+from napari_fovea.inference.reading import Seen
 from napari_fovea.models import Model, shipped
 from napari_fovea.models.checkpoint import save
 from napari_fovea.training.finetune import fine_tune
@@ -77,16 +79,19 @@ def test_what_members_were_trained_on_is_told_if_it_is_the_same() -> None:
         replace(of_size("unet"), name=data, provenance={"data": data} if data else {})
         for data in ("nuclei", "nuclei", "")
     )
+    two, three = (replace(m, network=copy.deepcopy(m.network)) for m in (two, three))
+    four = replace(three, network=copy.deepcopy(one.network))
     alike = Model.ensemble([one, two]).provenance
     assert alike == {"members": ["nuclei", "nuclei"], "data": "nuclei"}
     assert "data" not in Model.ensemble([one, three]).provenance
-    assert "data" not in Model.ensemble([three, three]).provenance
+    assert "data" not in Model.ensemble([three, four]).provenance
 
 
 def test_those_who_agree_are_not_uncertain(picture: np.ndarray) -> None:
     one = of_size("unet")
     alone = complete(segment(picture, one, device=EXACT))
-    pair = Model.ensemble([one, replace(one, name="the same")])
+    twin = replace(one, name="the same", network=copy.deepcopy(one.network))
+    pair = Model.ensemble([one, twin])
     both = complete(segment(picture, pair, device=EXACT))
     assert alone.uncertainty.max() > 0.1 > 1e-4 > both.uncertainty.max()
     np.testing.assert_allclose(both.probabilities, alone.probabilities, atol=1e-5)
@@ -106,8 +111,42 @@ def test_each_sees_the_image_at_its_own_scale(picture: np.ndarray) -> None:
     assert np.abs(found.probabilities - mean).mean() < 0.02
 
 
-def test_depths_are_the_mean_of_all_who_tell_them(picture: np.ndarray) -> None:
-    # A detector tells objects, and no depths: theirs are those of their shapes.
+def seen_of(depth: np.ndarray, **parts: Any) -> Seen:
+    """What a member tells who is sure of one depth everywhere in the foreground."""
+    core = torch.from_numpy(depth).float()
+    there = (core > 0).float()
+    outputs = torch.stack([1 - there, there - core, core])
+    return Seen(outputs, torch.ones(depth.shape), **parts)
+
+
+def test_depths_are_the_mean_of_all_who_tell_them() -> None:
+    one, other = of_size("unet", 10.0), of_size("retina-vgg", 20.0)
+    one, other = (replace(m, depths=(0.0, 0.0, 1.0)) for m in (one, other))
+    ensemble = Model.ensemble([one, other])
+    assert ensemble.outputs == (0, 1, 1)
+    y, x = np.mgrid[:40, :60]
+    near = np.minimum(np.hypot(y - 20, x - 18), np.hypot(y - 20, x - 40))
+    hills = np.where(near < 11.5, 1 - near / 12, 0)  # two discs that touch
+    flat = np.where(hills > 0, 0.4, 0.0)
+    votes = _Votes(ensemble, (40, 60))
+    votes.add(one, seen_of(flat[::2, ::2]))  # sees it half as large
+    votes.add(other, seen_of(hills))
+    seen = votes.seen()
+    depth = ensemble.depth(seen.outputs).numpy()
+    inside = near < 9  # where resizing mixes nothing in
+    np.testing.assert_allclose(depth[inside], (hills + flat)[inside] / 2, atol=0.03)
+    objects = separate((hills > 0).astype(int), depth=depth, diameter=22)
+    assert objects.max() == 2
+    assert objects[20, 18] != objects[20, 40]
+    # What was seen half as large lies where it lay: sides agree to half a pixel.
+    foreground = ensemble.class_probabilities(seen.outputs)[1].numpy()
+    columns = np.flatnonzero(foreground[20] > 0.5)
+    true = np.flatnonzero(hills[20] > 0)
+    assert abs(columns.min() - true.min()) <= 1
+    assert abs(columns.max() - true.max()) <= 1
+
+
+def test_a_detector_tells_depths_by_the_shapes_of_its_objects() -> None:
     objects = np.zeros((20, 20), np.int32)
     objects[2:9, 2:9], objects[9:18, 2:9] = 1, 5
     depth = depth_inside(objects)
@@ -115,12 +154,36 @@ def test_depths_are_the_mean_of_all_who_tell_them(picture: np.ndarray) -> None:
     assert depth[8, 5] < 0.2
     assert not depth[objects == 0].any()
     assert depth_inside(np.ones((4, 4), int)).all()
-    # Two touching discs, which one member alone tells apart.
-    member = of_size("retina-vgg")
-    ensemble = Model.ensemble([member, of_size("unet")])
-    outputs = torch.rand(3, 8, 8).softmax(0)
-    assert torch.allclose(ensemble.depth(outputs), outputs[2])
-    assert ensemble.outputs == (0, 1, 1)
+    detector = of_size("mask-rcnn")
+    ensemble = Model.ensemble([detector, of_size("unet")])
+    votes = _Votes(ensemble, (20, 20))
+    inside = torch.from_numpy(objects > 0).float() * 0.8
+    outputs = torch.stack([1 - inside, inside])
+    labels = (objects > 0).astype(np.uint8)
+    votes.add(
+        detector, Seen(outputs, torch.ones(20, 20), labels=labels, instances=objects)
+    )
+    told = ensemble.depth(votes.seen().outputs).numpy()
+    np.testing.assert_allclose(told, 0.8 * depth, atol=1e-5)
+
+
+def test_those_who_did_not_look_have_no_say() -> None:
+    one, other = of_size("unet"), of_size("retina-vgg")
+    votes = _Votes(Model.ensemble([one, other]), (8, 8))
+    looked = torch.zeros(8, 8)
+    looked[:, :4] = 1
+    foreground = torch.tensor([0.1, 0.5, 0.4])[:, None, None].expand(3, 8, 8)
+    background = torch.tensor([0.9, 0.1, 0.0])[:, None, None].expand(3, 8, 8)
+    votes.add(one, Seen(foreground, looked))
+    votes.add(other, Seen(background, torch.ones(8, 8)))
+    seen = votes.seen()
+    assert torch.allclose(seen.outputs[0, :, :4], torch.tensor(0.5))
+    assert torch.allclose(seen.outputs[0, :, 4:], torch.tensor(0.9))
+    assert (seen.uncertainty[:, :4] > 0.3).all()
+    assert (seen.uncertainty[:, 4:] < 1e-6).all()
+    nobody = _Votes(Model.ensemble([one, other]), (8, 8)).seen()
+    assert not nobody.weights.any()
+    assert not nobody.uncertainty.any()
 
 
 def test_members_that_tell_no_depths_make_an_ensemble_that_tells_none(
@@ -217,6 +280,8 @@ def test_a_header_whose_members_do_not_fit_is_refused(tmp_path: Path) -> None:
     for changes in (
         {"network": "mixed-ensemble"},
         {"network": "none such"},
+        {"network": "adapted", "settings": {"base": "mixed-ensemble", "settings": {}}},
+        {"network": "ensemble", "settings": {"member": "mixed-ensemble"}},
         {"settings": {"channels": 1, "classes": 3}},
         {"outputs": [0, 1]},
         {"outputs": [0, 0, 0]},
@@ -231,13 +296,16 @@ def test_a_header_whose_members_do_not_fit_is_refused(tmp_path: Path) -> None:
 def test_models_that_do_not_fit_together_are_refused() -> None:
     one = of_size("unet")
     other = made("focusnet", outputs=3, channels=1)
-    renamed = replace(one, classes=("background", "cell"))
+    renamed = replace(of_size("focusnet"), classes=("background", "cell"))
     for models, reason in (
-        ([one], "tells no more"),
+        ([one], "expected 2 to 16"),
+        ([one] * 17, "expected 2 to 16"),
+        ([one, replace(one, name="again")], "the same network"),
+        ([one, replace(of_size("focusnet"), pixel_size=0.5)], "pixel_size"),
         ([one, other], "channels"),
         ([one, renamed], "classes"),
         ([one, of_size("focusnet", None)], "size of its objects"),
-        ([one, Model.ensemble([one, one])], "ensemble itself"),
+        ([one, Model.ensemble([one, of_size("focusnet")])], "ensemble itself"),
     ):
         with pytest.raises(ModelError, match=reason):
             Model.ensemble(models)
@@ -246,14 +314,15 @@ def test_models_that_do_not_fit_together_are_refused() -> None:
 def test_what_an_ensemble_cannot_do_is_told(
     picture: np.ndarray, strokes: np.ndarray
 ) -> None:
-    pair = Model.ensemble([of_size("unet"), of_size("retina-vgg")])
+    pair = Model.ensemble([of_size("focusnet"), of_size("retina-vgg")])
+    assert attends(pair) == ()
     with pytest.raises(ModelError, match="ensemble that moves no focus of its own"):
         complete(segment(picture, pair, budget=10))
     with pytest.raises(AttentionError, match="no attention to show"):
-        complete(segment(picture, pair, attention="overlap"))
-    with pytest.raises(AttentionError, match="choose unet or retina-vgg"):
+        complete(segment(picture, pair, attention="gate 1/1"))
+    with pytest.raises(AttentionError, match="choose focusnet or retina-vgg"):
         explain(picture, pair, region=(15, 20))
-    with pytest.raises(TrainingError, match="choose unet or retina-vgg"):
+    with pytest.raises(TrainingError, match="choose focusnet or retina-vgg"):
         complete(fine_tune([Annotation(picture, strokes)], pair))
 
 
@@ -296,22 +365,13 @@ def test_previews_are_means_too(members: list[Model], picture: np.ndarray) -> No
 def test_a_large_image_is_segmented_as_a_small_one(tmp_path: Path) -> None:
     y, x = np.mgrid[:300, :330]
     image = (120 + 100 * np.sin(y / 9) * np.sin(x / 9)).astype(np.uint8)
-    pair = Model.ensemble([of_size("unet", 12.0), of_size("focusnet", 18.0)])
+    pair = Model.ensemble([of_size("unet", 12.0), of_size("r2-attention-unet", 18.0)])
     result = complete(
         segment_large(image, pair, output=tmp_path / "a.zarr", chunk=256, axes="YX")
     )
     labels = zarr.open(result.path)["labels/classes/0"][:]
     whole = complete(segment(image, pair, device=EXACT)).labels
     assert (labels == whole).mean() > 0.98
-
-
-def test_resizing_for_members_keeps_edges() -> None:
-    # What is resized there and back lies where it lay.
-    plane = np.zeros((40, 60), np.float32)
-    plane[10:30, 20:50] = 1
-    pair = Model.ensemble([of_size("unet", 10.0), of_size("focusnet", 20.0)])
-    found = complete(segment(zoom(plane, 2, order=0), pair, device=EXACT))
-    assert found.labels.shape == (80, 120)
 
 
 def test_the_one_that_ships_takes_its_weights_from_the_others() -> None:
@@ -321,6 +381,9 @@ def test_the_one_that_ships_takes_its_weights_from_the_others() -> None:
     assert entry.path.stat().st_size < 50_000
     model = Model.load(entry.name)
     for member in model.members:
-        own = Model.load(member.name).network.state_dict()
+        alone = Model.load(member.name)
+        own = alone.network.state_dict()
+        for what in ("outputs", "depths", "object_diameter", "normalisation"):
+            assert getattr(member, what) == getattr(alone, what)
         for key, value in member.network.state_dict().items():
             assert torch.equal(value, own[key])

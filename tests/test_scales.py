@@ -17,9 +17,10 @@ from napari_fovea.errors import TrainingError
 from napari_fovea.inference.sizes import enlarge, typical_diameter
 from napari_fovea.sample_data import make_nuclei
 from napari_fovea.training import scales as scales_module
+from napari_fovea.training.guard import carried, strokes_of
 from napari_fovea.training.painted import Annotation, read_painted
 from napari_fovea.training.samples import VOID, make_sample
-from napari_fovea.training.scales import painted_at
+from napari_fovea.training.scales import Scales, painted_at
 from napari_fovea.training.tuner import Tuner
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Count estimates, which all tell 24 pixels."""
     seen: list[Any] = []
 
-    def estimated(plane: Any, model: Model, device: Any) -> float:
+    def estimated(plane: Any, model: Model, device: Any, **_: Any) -> float:
         seen.append((plane.shape, model.name))
         return 24.0
 
@@ -109,6 +110,53 @@ def test_numbered_objects_tell_their_size(sized: Model, asked: list[Any]) -> Non
     plane = painted.planes[0]
     assert typical_diameter(plane.instances) == pytest.approx(12, rel=0.08)
     np.testing.assert_array_equal(plane.classes > 0, plane.instances > 0)
+
+
+def test_numbers_that_go_on_through_a_stack_are_measured_plane_by_plane(
+    sized: Model, asked: list[Any]
+) -> None:
+    image, labels = make_nuclei((96, 96), count=9, seed=2)
+    stack, numbers = np.stack([image] * 5), np.stack([labels] * 5)
+    painted = read_painted(
+        [Annotation(stack, numbers, unpainted=False, objects=True)], sized
+    )
+    assert len(painted.planes) == 5
+    size = typical_diameter(painted.planes[3].instances)
+    assert size == pytest.approx(12, rel=0.08)
+
+
+def test_the_size_of_pixels_tells_it_to_models_that_know_their_own(
+    sized: Model, asked: list[Any], picture: np.ndarray, strokes: np.ndarray
+) -> None:
+    knowing = replace(sized, pixel_size=1.0)
+    painted = read_painted([Annotation(picture, strokes, pixel_size=0.5)], knowing)
+    assert painted.planes[0].image.shape == (3, 35, 45)
+    assert not asked
+
+
+def test_measuring_can_be_broken_off(
+    sized: Model, picture: np.ndarray, strokes: np.ndarray, asked: list[Any]
+) -> None:
+    scales = Scales(sized, device="cpu")
+    annotation = [Annotation(picture, strokes)]
+    stopped = read_painted(annotation, sized, scales=scales, cancelled=lambda: True)
+    assert stopped.planes[0].image.shape == (3, *picture.shape)
+    again = read_painted(annotation, sized, scales=scales)
+    assert again.planes[0].image.shape == (3, 35, 45), "what was broken off is no size"
+
+
+def test_scores_are_carried_to_another_size(
+    sized: Model, picture: np.ndarray, strokes: np.ndarray
+) -> None:
+    at = {
+        d: read_painted([Annotation(picture, strokes, diameter=d)], sized).planes[0]
+        for d in (12.0, 24.0)
+    }
+    scores = {s: 0.25 * i for i, s in enumerate(strokes_of([at[12.0]]))}
+    found = carried([at[12.0]], scores, at[24.0])
+    assert set(found) == set(strokes_of([at[24.0]]))
+    assert min(found.values()) == min(scores.values())
+    assert max(found.values()) == max(scores.values())
 
 
 def test_a_senseless_diameter_is_refused(

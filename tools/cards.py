@@ -149,6 +149,10 @@ def _facts(entry: Entry, scores: Mapping[str, Any]) -> str:
         "where their diameter is not given",
     }
     if header.parts:
+        rows["Objects"] = (
+            "shown to each member at the size it knows, and measured first where their "
+            "diameter is not given"
+        )
         rows["Members"] = ", ".join(
             f"[{p.removesuffix('.safetensors')}]({p.removesuffix('.safetensors')}.md)"
             for p in header.parts

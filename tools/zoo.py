@@ -66,8 +66,7 @@ def main() -> None:
     if "train" in told.steps:
         for name in (m for m in MODELS if m in asked):
             train(name, told.nuclei, told.runs, told.device)
-        if ENSEMBLE in asked:
-            gather()
+        gather()
     if "score" in told.steps:
         for name in asked:
             score(name, told.nuclei, told.device)
@@ -83,6 +82,8 @@ def train(name: str, nuclei: Path, runs: Path, device: str) -> None:
     """Train a model, or go on where training was left, and put it into the package."""
     finished = runs / f"{name}.safetensors"
     if not finished.is_file():
+        # What a run that failed leaves is not to be taken for a model.
+        under_way = runs / f"{name}.part.safetensors"
         call(
             *("train", "--recipe", name, "--name", name, "--classes", "nucleus"),
             *("--images", nuclei / "train" / "images"),
@@ -90,8 +91,9 @@ def train(name: str, nuclei: Path, runs: Path, device: str) -> None:
             *("--val-images", nuclei / "val" / "images"),
             *("--val-labels", nuclei / "val" / "labels"),
             *("--note", DATA_NOTE, "--precision", "bfloat16", "--device", device),
-            *("--output", finished),
+            *("--output", under_way),
         )
+        under_way.replace(finished)
     ship(finished)
 
 
@@ -116,12 +118,13 @@ def gather() -> None:
     from napari_fovea.models.checkpoint import save
 
     path = WEIGHTS / f"{ENSEMBLE}.safetensors"
-    members = [Model.load(WEIGHTS / f"{name}.safetensors") for name in MEMBERS]
-    save(
-        Model.ensemble(members, name=ENSEMBLE),
-        path,
-        parts=[f"{name}.safetensors" for name in MEMBERS],
-    )
+    files = [WEIGHTS / f"{name}.safetensors" for name in MEMBERS]
+    if not all(file.is_file() for file in files):
+        return
+    made = Model.ensemble([Model.load(file) for file in files], name=ENSEMBLE)
+    if path.is_file() and Model.load(path).config == made.config:
+        return  # the same members; their weights lie in their own files
+    save(made, path, parts=[file.name for file in files])
 
 
 def score(name: str, nuclei: Path, device: str) -> None:

@@ -165,7 +165,9 @@ class Prepared:
         pixels = max(blocks, key=lambda block: float(block.std()))
         height, width = (max(1, round(n * self.factor)) for n in pixels.shape[:2])
         image = to_tensor(pixels, limits=limits, channels=self.model.channels)
-        return asdict(self.reader.choose(resize(image, (height, width))))
+        chosen = asdict(self.reader.choose(resize(image, (height, width))))
+        # From which those choose who cannot say beforehand.
+        return chosen | {"memory": self.settings.device.memory}
 
     def _some_blocks(self) -> list[NDArray[np.generic]]:
         """Read a few blocks, from end to end of the image."""
@@ -189,7 +191,11 @@ class Prepared:
         chosen = record["computed"]
         settings = replace(
             self.settings,
-            device=replace(self.settings.device, precision=chosen["precision"]),
+            device=replace(
+                self.settings.device,
+                precision=chosen["precision"],
+                memory=chosen.get("memory") or self.settings.device.memory,
+            ),
             tiling=Tiling(**chosen["tiling"]) if chosen["tiling"] else None,
         )
         return Job(

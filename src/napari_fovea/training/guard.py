@@ -226,11 +226,11 @@ def carried(
         if plane.key != new.key:
             continue
         # Another size of its objects may have been told since.
-        size = (new.strokes.shape[0], new.strokes.shape[1])
-        strokes, classes = (enlarge(a, size) for a in (plane.strokes, plane.classes))
-        both = (strokes > 0) & (classes == new.classes)
+        size = (plane.strokes.shape[0], plane.strokes.shape[1])
+        strokes, classes = (enlarge(a, size) for a in (new.strokes, new.classes))
+        both = (plane.strokes > 0) & (plane.classes == classes)
         pairs, counts = np.unique(
-            np.stack([strokes[both], new.strokes[both]]),
+            np.stack([plane.strokes[both], strokes[both]]),
             axis=1,
             return_counts=True,
         )

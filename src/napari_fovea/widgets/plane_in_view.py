@@ -50,7 +50,7 @@ class PlaneInView:
         self._shown_at: float | None = None
 
     def forget(self) -> None:
-        """What was shown is no longer what the model says."""
+        """Let what was shown no longer count as what the model says."""
         self._seen = None
 
     @property
