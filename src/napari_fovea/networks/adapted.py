@@ -57,8 +57,8 @@ class _Base(NetworkConfig):
     @model_validator(mode="after")
     def _fits_base(self) -> _Base:
         # By name, before anything inside is looked at: it may be nested without end.
-        if self.base.startswith("adapted") or self.base.endswith("ensemble"):
-            raise ValueError(f"an adapted network cannot hold {self.base!r}")
+        if self.base.startswith("adapted") or self.base == "mixed-ensemble":
+            raise ValueError("an adapted network cannot hold another, or several")
         try:
             settings = validate(self.base, self.settings)
         except ModelError as error:
