@@ -240,7 +240,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     # The models that ship.
     "focusnet-nuclei": _nuclei("focusnet", epochs=60),
-    "r2-attention-unet-nuclei": _nuclei("r2-attention-unet", epochs=50),
+    "r2-attention-unet-nuclei": _nuclei("r2-attention-unet", epochs=60),
     "focusnet-plus-nuclei": _nuclei("focusnet-plus", epochs=40),
     "mask-rcnn-nuclei": replace(
         _nuclei("mask-rcnn", epochs=80),
