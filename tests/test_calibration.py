@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,16 @@ from torch import nn
 from conftest import tiny_model
 from learning import made
 from napari_fovea.inference.dense import DenseReader
+from napari_fovea.inference.detect import DetectorReader
 from napari_fovea.inference.reading import complete
 from napari_fovea.metrics import dice
 from napari_fovea.models import Model
 from napari_fovea.networks import build
 from napari_fovea.sample_data import make_nuclei
+from napari_fovea.training import calibration
 from napari_fovea.training.calibration import calibrated
 from napari_fovea.training.samples import Sample, make_sample
+from small_networks import TINY
 
 
 def brightness(outputs: int, bias: float) -> Model:
@@ -88,3 +92,34 @@ def test_there_may_be_nothing_to_choose_by() -> None:
     three = replace(made(outputs=3), classes=("a", "b", "c"), outputs=(0, 1, 2))
     for other in (tiny_model(), replace(three, depths=None)):
         assert calibrated(other, samples()) == (other, 0.0)
+
+
+def test_of_a_detector_the_least_score_is_chosen_and_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    network = build("mask-rcnn", TINY["mask-rcnn"] | {"channels": 1})
+    model = Model("finds", network.eval(), ("background", "nucleus"), (0, 1))
+    assert DetectorReader(model, "cpu").score == 0.5
+    tried = []
+
+    def ap(reader: DetectorReader, _: Sample) -> float:
+        tried.append(reader.score)
+        return 1 - abs(reader.score - 0.7)
+
+    monkeypatch.setattr(calibration, "found_ap", ap)
+    better, _ = calibrated(model, samples())
+    assert len(set(tried)) > 5
+    better.save(tmp_path / "finds.safetensors")
+    again = Model.load(tmp_path / "finds.safetensors")
+    assert again.scan["score"] == 0.7
+    assert DetectorReader(again, "cpu").score == 0.7
+    assert "score" not in model.scan
+
+
+def test_an_ensemble_keeps_the_least_score_of_its_detector() -> None:
+    network = build("mask-rcnn", TINY["mask-rcnn"] | {"channels": 1})
+    finds = Model(
+        "finds", network.eval(), ("background", "nucleus"), (0, 1), scan={"score": 0.3}
+    )
+    both = Model.ensemble([finds, made(outputs=2, channels=1)], name="both")
+    assert [m.scan.get("score") for m in both.members] == [0.3, None]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from napari_fovea.models import Model
 
 SCORE = 0.5
-"""Least score of an object that is shown."""
+"""Least score of an object that is shown, where the model names none."""
 
 
 TILING = Tiling(1024, halo=96, blend=0, even=True)
@@ -53,8 +53,8 @@ class DetectorReader:
         Where the network runs, and how. Planes may lie elsewhere.
     tiling : Tiling, optional
         How to cut; its ``blend`` is not needed.
-    score : float
-        Least score of an object that is kept.
+    score : float, optional
+        Least score of an object that is kept; by default the model's own.
     attention : sequence of Wanted
         Attention maps to keep.
     """
@@ -65,13 +65,13 @@ class DetectorReader:
         device: str | torch.device | Backend,
         *,
         tiling: Tiling | None = None,
-        score: float = SCORE,
+        score: float | None = None,
         attention: Sequence[Wanted] = (),
     ) -> None:
         self.attention = attention
         self.model = model
         self.tiling = tiling
-        self.score = score
+        self.score = least_score(model) if score is None else score
         self.runner = Runner(model, device, compiles=False)
 
     @property
@@ -160,6 +160,11 @@ class DetectorReader:
                 break
         seen_all = _painted(join(found), looked)
         return replace(seen_all, attention=stitcher.maps((height, width)))
+
+
+def least_score(model: Model) -> float:
+    """Tell from which score on a detector's objects are shown."""
+    return float(model.scan.get("score", SCORE))
 
 
 def _objectness(network: nn.Module, images: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from napari_fovea.errors import AttentionError
-from napari_fovea.inference.detect import SCORE
+from napari_fovea.inference.detect import least_score
 from napari_fovea.networks import Ensemble, MaskRCNN
 from napari_fovea.networks.mask_rcnn import paste
 
@@ -118,7 +118,7 @@ def _ask_box(
     instances, _ = paste(found, (height, width))
     # As `segment` shows them: each pixel belongs to one object, or to none.
     pixels = np.bincount(instances[region.pixels], minlength=len(found) + 1)[1:]
-    pixels[found.scores.numpy() < SCORE] = 0
+    pixels[found.scores.numpy() < least_score(model)] = 0
     if pixels.any():
         best = int(pixels.argmax())
         box = found.boxes[best].clone()

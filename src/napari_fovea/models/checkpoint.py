@@ -43,6 +43,7 @@ class ScanHeader(BaseModel):
     policy: Literal["seek", "raster"] | None = None
     tile: int | None = Field(None, ge=32, le=8192)
     diameter: Literal["auto"] | None = None
+    score: float | None = Field(None, ge=0, le=1)
 
 
 class Header(BaseModel):

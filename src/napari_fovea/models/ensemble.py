@@ -102,6 +102,7 @@ def joined(models: Sequence[Model], *, name: str) -> Model:
                 object_diameter=m.object_diameter,
                 policy=m.scan.get("policy"),
                 tile=m.scan.get("tile"),
+                score=m.scan.get("score"),
             )
             for m in models
         ),

@@ -52,7 +52,8 @@ class Model:
         How it likes to look: the ``policy`` that suits a retina network, the
         ``tile`` in pixels that a network was trained on which should see no more,
         the ``diameter`` ``"auto"`` where objects are to be brought to the size it
-        knows, even if they have to be measured first.
+        knows, even if they have to be measured first, and the least ``score`` of what
+        a detector is to tell.
     provenance : mapping
         What it was trained on, how, when, and how well it does.
     """
@@ -114,7 +115,9 @@ class Model:
                 depths=told.depths,
                 normalisation=self.normalisation,
                 object_diameter=told.object_diameter,
-                scan=told.model_dump(include={"policy", "tile"}, exclude_none=True),
+                scan=told.model_dump(
+                    include={"policy", "tile", "score"}, exclude_none=True
+                ),
             )
             for told, network in each
         )

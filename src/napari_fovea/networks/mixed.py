@@ -34,6 +34,7 @@ class Member(BaseModel):
     object_diameter: float | None = Field(None, gt=0)
     policy: Literal["seek", "raster"] | None = None
     tile: int | None = Field(None, ge=32, le=8192)
+    score: float | None = Field(None, ge=0, le=1)
 
 
 class MixedEnsembleConfig(NetworkConfig):

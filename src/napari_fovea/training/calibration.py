@@ -1,4 +1,4 @@
-"""How readily a trained model calls a pixel background, chosen on validation images."""
+"""How readily a trained model tells of something, chosen on validation images."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from napari_fovea.inference.dense import DenseReader
+from napari_fovea.inference.detect import DetectorReader
 from napari_fovea.inference.reading import complete
 from napari_fovea.metrics import dice
-from napari_fovea.networks import DenseConfig
+from napari_fovea.networks import DenseConfig, MaskRCNNConfig
+from napari_fovea.training.detection import found_ap
 from napari_fovea.training.samples import VOID
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from napari_fovea.training.samples import Sample
 
 _SHIFTS = np.linspace(-1.5, 1.5, 31)
+_SCORES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def calibrated(model: Model, samples: Sequence[Sample]) -> tuple[Model, float]:
@@ -35,12 +38,13 @@ def calibrated(model: Model, samples: Sequence[Sample]) -> tuple[Model, float]:
 
     with the probability p of background and the true foreground T. Losses that join
     regions and pixels make outlines a little too wide or too narrow; the shift takes
-    that back, and becomes part of the bias of the last layer.
+    that back, and becomes part of the bias of the last layer. Of a detector it is the
+    least score of what it tells that is chosen, by AP.
 
     Parameters
     ----------
     model : Model
-        Gives every pixel one of two classes.
+        Gives every pixel one of two classes, or finds objects.
     samples : sequence of Sample
         Validation images.
 
@@ -52,6 +56,8 @@ def calibrated(model: Model, samples: Sequence[Sample]) -> tuple[Model, float]:
         b, by which the logit of background was raised. 0 where there is nothing to
         choose by, or the model gives no pixel its class.
     """
+    if isinstance(model.config, MaskRCNNConfig):
+        return _with_score(model, samples), 0.0
     last = getattr(model.network, "out", None)
     config = model.config
     known = isinstance(config, DenseConfig) and isinstance(last, nn.Conv2d)
@@ -76,3 +82,17 @@ def calibrated(model: Model, samples: Sequence[Sample]) -> tuple[Model, float]:
         # A single logit is that of the foreground.
         bias[0] += shift if len(bias) > 1 else -shift
     return replace(model, network=network), shift
+
+
+def _with_score(model: Model, samples: Sequence[Sample]) -> Model:
+    """Let a detector tell objects from the score on that is best for the mean AP."""
+    known = [s for s in samples if s.instances is not None]
+    if not known:
+        return model
+    device = next(model.network.parameters()).device
+    scores = []
+    for score in _SCORES:
+        reader = DetectorReader(model, device, score=score)
+        scores.append(float(np.mean([found_ap(reader, s) for s in known])))
+    best = _SCORES[int(np.argmax(scores))]
+    return replace(model, scan={**model.scan, "score": best})

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from napari_fovea.models import Model
+    from napari_fovea.training.samples import Sample
 
 _LEAST_AREA = 8  # pixels an object must show in a crop; less is void
 
@@ -75,18 +76,18 @@ class DetectionTask(CropTask[Scenes]):
             return None
         device = next(model.network.parameters()).device
         reader = DetectorReader(model, device)
-        scores = []
-        for sample in self.validation:
-            found = complete(reader.read(sample.image.to(device)))
-            assert sample.instances is not None
-            void = sample.classes.numpy() == VOID
-            scores.append(
-                average_precision(
-                    np.where(void, 0, found.instances),
-                    np.where(void, 0, sample.instances),
-                )
-            )
+        scores = [found_ap(reader, sample) for sample in self.validation]
         return float(np.mean(scores))
+
+
+def found_ap(reader: DetectorReader, sample: Sample) -> float:
+    """AP of what a detector finds on an image whose labels tell objects apart."""
+    found = complete(reader.read(sample.image.to(reader.runner.device)))
+    assert sample.instances is not None
+    void = sample.classes.numpy() == VOID
+    return average_precision(
+        np.where(void, 0, found.instances), np.where(void, 0, sample.instances)
+    )
 
 
 def _target(instances: torch.Tensor, classes: torch.Tensor) -> Target:
