@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -24,6 +23,9 @@ from napari_fovea.training import calibration
 from napari_fovea.training.calibration import calibrated
 from napari_fovea.training.samples import Sample, make_sample
 from small_networks import TINY
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def brightness(outputs: int, bias: float) -> Model:

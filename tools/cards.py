@@ -90,22 +90,33 @@ def text(name: str, folder: Path) -> str:
     return "\n".join(parts)
 
 
-def write_index(folder: Path) -> None:
-    """Put the table of all models into their page."""
-    page = folder / "index.md"
-    before, rest = page.read_text(encoding="utf-8").split(_TABLE[0])
-    after = rest.split(_TABLE[1])[1]
-    table = f"{_TABLE[0]}\n\n{compare(folder)}\n{_TABLE[1]}"
-    page.write_text(before + table + after, encoding="utf-8")
+def write_tables(folder: Path) -> None:
+    """Put the tables of all models into the pages that have one."""
+    for page, table in tables(folder).items():
+        before, rest = page.read_text(encoding="utf-8").split(_TABLE[0])
+        after = rest.split(_TABLE[1])[1]
+        told = f"{_TABLE[0]}\n\n{table}\n{_TABLE[1]}"
+        page.write_text(before + told + after, encoding="utf-8")
 
 
-def compare(folder: Path) -> str:
-    """Lay all models out in one table, the default first."""
+def tables(folder: Path) -> dict[Path, str]:
+    """Lay all models out for each page that compares them, the default first."""
+    root = folder.parents[1]
+    told = [
+        (entry, _scores(entry.name, folder))
+        for entry in shipped()
+        if (folder / f"{entry.name}.json").is_file()
+    ]
+    return {
+        root / "README.md": _in_short(told),
+        root / "docs" / "performance.md": _by_measure(told),
+        folder / "index.md": _both_ways(told),
+    }
+
+
+def _both_ways(told: list[tuple[Entry, dict[str, Any]]]) -> str:
     rows = []
-    for entry in shipped():
-        if not (folder / f"{entry.name}.json").is_file():
-            continue
-        scores = _scores(entry.name, folder)
+    for entry, scores in told:
         auto, given = scores["summary"], scores["given"]["summary"]
         rows.append(
             f"| [{entry.name}]({entry.name}.md) | {entry.system} | "
@@ -118,6 +129,36 @@ def compare(folder: Path) -> str:
         "| s per megapixel |\n| --- | --- | --- | --- | --- | --- | --- | --- |"
     )
     return "\n".join([head, *rows]) + "\n"
+
+
+def _in_short(told: list[tuple[Entry, dict[str, Any]]]) -> str:
+    rows = []
+    for entry, scores in told:
+        mean = {key: value["mean"] for key, value in _means(scores).items()}
+        rows.append(
+            f"| `{entry.name}` ({entry.system}) | {mean['dice']:.3f} | "
+            f"{mean['ap']:.3f} | {mean['seconds']:.2f} | {entry.megabytes:.1f} |"
+        )
+    head = (
+        "| | foreground Dice | AP (0.50–0.95) | seconds per image | MB |\n"
+        "| --- | --- | --- | --- | --- |"
+    )
+    return "\n".join([head, *rows]) + "\n"
+
+
+def _by_measure(told: list[tuple[Entry, dict[str, Any]]]) -> str:
+    names = " | ".join([*MEASURES.values(), "s per image"])
+    lines = [f"| model | {names} |", "| --- |" + " --- |" * (len(MEASURES) + 1)]
+    for entry, scores in told:
+        means = _means(scores)
+        cells = [f"{means[key]['mean']:.3f}" for key in MEASURES]
+        cells.append(f"{means['seconds']['mean']:.2f}")
+        lines.append(f"| `{entry.name}` ({entry.system}) | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _means(scores: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    return {k: v for k, v in scores["summary"].items() if isinstance(v, dict)}
 
 
 def parameters(model: Model) -> int:

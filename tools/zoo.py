@@ -71,11 +71,11 @@ def main() -> None:
         for name in asked:
             score(name, told.nuclei, told.device)
     if "cards" in told.steps:
-        from cards import write, write_index
+        from cards import write, write_tables
 
         for name in asked:
             write(name, CARDS, told.nuclei)
-        write_index(CARDS)
+        write_tables(CARDS)
 
 
 def train(name: str, nuclei: Path, runs: Path, device: str) -> None:
