@@ -16,7 +16,7 @@ from conftest import tiny_model
 from napari_fovea import complete, segment
 from napari_fovea.errors import CheckpointError, FoveaError, ModelError
 from napari_fovea.metrics import dice
-from napari_fovea.models import Model, shipped
+from napari_fovea.models import DEFAULT, Model, shipped
 from napari_fovea.models.checkpoint import FORMAT, read_header
 from napari_fovea.sample_data import make_nuclei
 
@@ -178,7 +178,7 @@ def test_names_and_files_that_are_not_there(tmp_path: Path) -> None:
 
 def test_every_model_that_ships_loads_and_is_small() -> None:
     found = shipped()
-    assert found[0].name == "retina-nuclei"
+    assert found[0].name == DEFAULT
     for entry in found:
         assert entry.megabytes <= 12
         model = Model.load(entry.name)

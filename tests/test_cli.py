@@ -13,6 +13,7 @@ import pytest
 import tifffile
 
 from napari_fovea import complete, segment
+from napari_fovea.models import DEFAULT
 from napari_fovea.sample_data import make_nuclei
 
 ROOT = Path(__file__).parents[1]
@@ -28,10 +29,10 @@ def test_models_are_listed_for_people_and_programs() -> None:
     assert listed.returncode == 0
     assert "retina-nuclei" in listed.stdout
     facts = json.loads(call("models", "--json").stdout)
-    assert facts[0]["name"] == "retina-nuclei"
-    assert facts[0]["system"] == "S0"
+    assert facts[0]["name"] == DEFAULT
+    assert facts[0]["system"] == "S2"
     assert facts[0]["classes"] == ["background", "nucleus"]
-    assert facts[0]["megabytes"] <= 8
+    assert facts[0]["megabytes"] <= 12
     assert Path(facts[0]["file"]).is_file()
 
 
@@ -193,7 +194,7 @@ def test_the_demo_writes_its_files(tmp_path: Path) -> None:
     assert min(shot.shape[:2]) > 600
     assert shot[..., :3].std() > 20
     told = json.loads((tmp_path / "demo" / "provenance.json").read_text())
-    assert told["model"] == "retina-nuclei"
+    assert told["model"] == DEFAULT
 
 
 def test_attention_maps_are_written(

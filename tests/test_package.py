@@ -142,4 +142,4 @@ print(json.dumps({
     home = ROOT / "src" if way == "editable" else inside
     assert Path(told["package"]) == home / "napari_fovea"
     assert told["layers"] == 2
-    assert told["models"][0] == "retina-nuclei"
+    assert told["models"][0] == "r2-attention-unet-nuclei"

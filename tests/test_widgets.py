@@ -12,7 +12,7 @@ from napari.layers import Image, Labels, Shapes
 from qtpy.compat import isalive
 
 from conftest import tiny_model
-from napari_fovea.models import Entry
+from napari_fovea.models import DEFAULT, Entry
 from napari_fovea.models.checkpoint import read_header
 from napari_fovea.widgets import layers
 from napari_fovea.widgets.job import Job, call
@@ -518,7 +518,7 @@ def test_docks_open_from_the_menu_with_the_models_that_ship(
     _, model = viewer.window.add_plugin_dock_widget("napari-fovea", "Model")
     _, segment = viewer.window.add_plugin_dock_widget("napari-fovea", "Segment")
     qtbot.waitUntil(lambda: model.session.chosen is not None, timeout=20_000)
-    assert model.models.currentText().startswith("retina-nuclei")
+    assert model.models.currentText().startswith(DEFAULT)
     assert segment.session is model.session
     viewer.open_sample("napari-fovea", "cell")
     viewer.open_sample("napari-fovea", "synthetic")
