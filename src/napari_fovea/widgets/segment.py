@@ -11,28 +11,16 @@ import numpy as np
 from napari.layers import Image
 from qtpy.compat import isalive
 from qtpy.QtCore import QEvent, QTimer
-from qtpy.QtWidgets import (
-    QCheckBox,
-    QComboBox,
-    QFormLayout,
-    QHBoxLayout,
-    QProgressBar,
-    QPushButton,
-    QSpinBox,
-    QVBoxLayout,
-    QWidget,
-)
 
 from napari_fovea.errors import FoveaError
 from napari_fovea.widgets import layers
-from napari_fovea.widgets.diameter import DiameterField
 from napari_fovea.widgets.job import Job
 from napari_fovea.widgets.large import MOST, LargeRun, is_large
-from napari_fovea.widgets.model import ModelPicker
-from napari_fovea.widgets.result_place import ResultPlace, usual_path
+from napari_fovea.widgets.result_place import usual_path
 from napari_fovea.widgets.results import ResultLayers
+from napari_fovea.widgets.segment_form import SegmentForm
 from napari_fovea.widgets.session import Session, session
-from napari_fovea.widgets.telling import Telling, duration, python_of
+from napari_fovea.widgets.telling import duration, python_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -44,7 +32,7 @@ _REDRAW = 0.4
 """Seconds between redraws of the map and the path while a scan runs."""
 
 
-class SegmentDock(QWidget):
+class SegmentDock(SegmentForm):
     """Segment an image layer with the chosen model.
 
     Parameters
@@ -56,13 +44,15 @@ class SegmentDock(QWidget):
     """
 
     def __init__(self, napari_viewer: Any, *, shared: Session | None = None) -> None:
-        super().__init__()
+        super().__init__(shared or session(), self._chosen_region)
         self.viewer = napari_viewer
-        self.session = shared or session()
         self.job: Job | None = None
         self.results: ResultLayers | None = None
         self.large: LargeRun | None = None
-        self._build()
+        self.run_button.clicked.connect(self.run)
+        self.cancel_button.clicked.connect(self.cancel)
+        self.images.currentIndexChanged.connect(self._offer_regions)
+        self.images.currentIndexChanged.connect(lambda _: self._enable())
         self._timer = QTimer(self)
         self._timer.setInterval(int(_REDRAW * 1000))
         self._timer.timeout.connect(self._redraw)
@@ -72,65 +62,6 @@ class SegmentDock(QWidget):
         self.session.changed.connect(self._enable)
         self._list_images()
         self._follow_selection()
-
-    def _build(self) -> None:
-        self.picker = ModelPicker(self.session)
-        self.images = QComboBox()
-        self.images.setToolTip("The image layer to segment; follows the active layer")
-        self.region = QComboBox()
-        self.region.setToolTip("How much of the layer to segment")
-        self.policy = QComboBox()
-        self.policy.addItem("seek", "seek")
-        self.policy.addItem("raster", "raster")
-        self.policy.setToolTip(
-            "seek looks again where the map is uncertain and coarsely seen;\n"
-            "raster is the published scan"
-        )
-        self.budget = QSpinBox()
-        self.budget.setRange(0, 10_000_000)
-        self.budget.setSingleStep(100)
-        self.budget.setSpecialValueText("automatic")
-        self.budget.setToolTip("Most fixations per plane")
-        self.diameter = DiameterField(self.session, self._chosen_region)
-        self.live = QCheckBox("Show it while it runs")
-        self.live.setChecked(True)
-        self.live.setToolTip("See the map sharpen and the path grow")
-        self.run_button = QPushButton("Run")
-        self.run_button.setToolTip("Segment the layer")
-        self.cancel_button = QPushButton("Cancel")
-        self.cancel_button.setToolTip("Stop now and keep what there is")
-        self.cancel_button.setEnabled(False)
-        self.progress = QProgressBar()
-        self.progress.setRange(0, 1000)
-        self.progress.setTextVisible(False)
-        self.status = Telling("Ready")
-        self.diameter.told.connect(self.status.setText)
-        form = QFormLayout()
-        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-        form.addRow("Model", self.picker)
-        form.addRow("Image", self.images)
-        form.addRow("Region", self.region)
-        form.addRow("Policy", self.policy)
-        form.addRow("Budget", self.budget)
-        form.addRow("Diameter", self.diameter)
-        self.place = ResultPlace()
-        form.addRow("Result", self.place)
-        self._form = form
-        buttons = QHBoxLayout()
-        buttons.addWidget(self.run_button)
-        buttons.addWidget(self.cancel_button)
-        layout = QVBoxLayout(self)
-        layout.addLayout(form)
-        layout.addWidget(self.live)
-        layout.addLayout(buttons)
-        layout.addWidget(self.progress)
-        layout.addWidget(self.status)
-        layout.addStretch()
-        self.setMinimumWidth(280)
-        self.run_button.clicked.connect(self.run)
-        self.cancel_button.clicked.connect(self.cancel)
-        self.images.currentIndexChanged.connect(self._offer_regions)
-        self.images.currentIndexChanged.connect(lambda _: self._enable())
 
     # -- what can be chosen --------------------------------------------------
 
@@ -185,16 +116,9 @@ class SegmentDock(QWidget):
         running = self.job is not None
         chosen = self.session.chosen
         ready = chosen is not None and self.images.count() > 0
-        # Only the retina has a focus that a policy moves.
-        for row in (self.policy, self.budget):
-            shown = chosen is None or chosen.focused
-            row.setVisible(shown)
-            self._form.labelForField(row).setVisible(shown)
-        self.diameter.show_model(chosen)
+        self.show_model(chosen)
         layer = self._layer()
-        large = layer is not None and layers.pixels_of(layer) > MOST
-        self.place.setVisible(large)
-        self._form.labelForField(self.place).setVisible(large)
+        self.show_place(large=layer is not None and layers.pixels_of(layer) > MOST)
         if layer is not None and chosen is not None:
             self.place.suggest(usual_path(layer, chosen.name))
         self.run_button.setEnabled(ready and not running)
@@ -205,20 +129,6 @@ class SegmentDock(QWidget):
             self.status.setText("Ready")
 
     # -- running ---------------------------------------------------------------
-
-    def settings(self) -> dict[str, Any]:
-        """Read the form as arguments of `inference.segment`."""
-        chosen = self.session.chosen
-        focus = {}
-        if chosen is None or chosen.focused:
-            focus = {
-                "policy": self.policy.currentData(),
-                "budget": self.budget.value() or None,
-            }
-        return {
-            **focus,
-            "diameter": self.diameter.value(),
-        }
 
     def run(self) -> None:
         """Segment the chosen layer; a job that is running is left alone."""
