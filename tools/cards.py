@@ -119,42 +119,43 @@ def _both_ways(told: list[tuple[Entry, dict[str, Any]]]) -> str:
     for entry, scores in told:
         auto, given = scores["summary"], scores["given"]["summary"]
         rows.append(
-            f"| [{entry.name}]({entry.name}.md) | {entry.system} | "
-            f"{entry.megabytes:.1f} | {_cell(auto, 'dice')} | {_cell(auto, 'ap')} | "
-            f"{_cell(given, 'dice')} | {_cell(given, 'ap')} | "
-            f"{auto['seconds_per_megapixel']['mean']:.1f} |"
+            [
+                *(f"[{entry.name}]({entry.name}.md)", entry.system),
+                f"{entry.megabytes:.1f}",
+                *(_cell(way, key) for way in (auto, given) for key in ("dice", "ap")),
+                f"{auto['seconds_per_megapixel']['mean']:.1f}",
+            ]
         )
-    head = (
-        "| model | system | MB | Dice | AP | Dice, diameter given | AP, diameter given "
-        "| s per megapixel |\n| --- | --- | --- | --- | --- | --- | --- | --- |"
-    )
-    return "\n".join([head, *rows]) + "\n"
+    head = ["model", "system", "MB", "Dice", "AP"]
+    head += ["Dice, diameter given", "AP, diameter given", "s per megapixel"]
+    return _table(head, rows)
 
 
 def _in_short(told: list[tuple[Entry, dict[str, Any]]]) -> str:
     rows = []
     for entry, scores in told:
         mean = {key: value["mean"] for key, value in _means(scores).items()}
-        rows.append(
-            f"| `{entry.name}` ({entry.system}) | {mean['dice']:.3f} | "
-            f"{mean['ap']:.3f} | {mean['seconds']:.2f} | {entry.megabytes:.1f} |"
-        )
-    head = (
-        "| | foreground Dice | AP (0.50–0.95) | seconds per image | MB |\n"
-        "| --- | --- | --- | --- | --- |"
-    )
-    return "\n".join([head, *rows]) + "\n"
+        cells = [f"{mean['dice']:.3f}", f"{mean['ap']:.3f}", f"{mean['seconds']:.2f}"]
+        name = f"`{entry.name}` ({entry.system})"
+        rows.append([name, *cells, f"{entry.megabytes:.1f}"])
+    head = ["", "foreground Dice", "AP (0.50–0.95)", "seconds per image", "MB"]
+    return _table(head, rows)
 
 
 def _by_measure(told: list[tuple[Entry, dict[str, Any]]]) -> str:
-    names = " | ".join([*MEASURES.values(), "s per image"])
-    lines = [f"| model | {names} |", "| --- |" + " --- |" * (len(MEASURES) + 1)]
+    rows = []
     for entry, scores in told:
         means = _means(scores)
         cells = [f"{means[key]['mean']:.3f}" for key in MEASURES]
         cells.append(f"{means['seconds']['mean']:.2f}")
-        lines.append(f"| `{entry.name}` ({entry.system}) | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append([f"`{entry.name}` ({entry.system})", *cells])
+    return _table(["model", *MEASURES.values(), "s per image"], rows)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    told = ["|" + "".join(f" {c} |" if c else " |" for c in cells) for cells in lines]
+    return "\n".join(told) + "\n"
 
 
 def _means(scores: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -215,20 +216,19 @@ def _facts(entry: Entry, scores: Mapping[str, Any]) -> str:
         f"{speed['mean']:.1f} ± {speed['std']:.1f} s per megapixel on {device}, mean "
         "over the validation images, most of which are of 256×256 pixels"
     )
-    table = "\n".join(f"| {k} | {v} |" for k, v in rows.items())
+    table = _table(["", ""], [[k, v] for k, v in rows.items()])
     does = "Finds nuclei in fluorescence, bright-field and stained images."
-    return f"{does}\n\n| | |\n| --- | --- |\n{table}\n"
+    return f"{does}\n\n{table}"
 
 
 def _quality(scores: Mapping[str, Any]) -> str:
     def table(told: Mapping[str, Any]) -> str:
         columns = {"all": told["summary"], **told["groups"]}
-        head = " | ".join(f"{k} ({c['images']})" for k, c in columns.items())
-        lines = [f"| | {head} |", "| --- |" + " --- |" * len(columns)]
-        for key, name in MEASURES.items():
-            cells = " | ".join(_cell(c, key) for c in columns.values())
-            lines.append(f"| {name} | {cells} |")
-        return "\n".join(lines) + "\n"
+        rows = [
+            [name, *(_cell(c, key) for c in columns.values())]
+            for key, name in MEASURES.items()
+        ]
+        return _table(["", *(f"{k} ({c['images']})" for k, c in columns.items())], rows)
 
     return (
         f"Means and standard deviations over the {scores['summary']['images']} "
@@ -241,33 +241,27 @@ def _quality(scores: Mapping[str, Any]) -> str:
 
 def _robustness(scores: Mapping[str, Any]) -> str:
     start = scores["robustness"]["as they are"]["summary"]
-    lines = [
-        f"Every so many of these images ({start['images']} in all), changed, with the "
-        "diameter given:\n",
-        "| | Dice | change | AP | change |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for told in scores["robustness"].values():
-        cells = []
+        cells = [told["note"]]
         for key in ("dice", "ap"):
             moved = told["summary"][key]["mean"] - start[key]["mean"]
             cells += [_cell(told["summary"], key), f"{moved:+.3f}"]
-        lines.append(f"| {told['note']} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append(cells)
+    return (
+        f"Every so many of these images ({start['images']} in all), changed, with the "
+        f"diameter given:\n\n{_table(['', 'Dice', 'change', 'AP', 'change'], rows)}"
+    )
 
 
 def _worst(worst: list[dict[str, Any]], picture: str) -> str:
-    rows = "\n".join(
-        f"| {w['name']} | {w['group']} | {w['dice']:.3f} | {w['precision']:.3f} | "
-        f"{w['recall']:.3f} | {w['ap']:.3f} |"
-        for w in worst
-    )
+    measures = ("dice", "precision", "recall", "ap")
+    rows = [[w["name"], w["group"], *(f"{w[m]:.3f}" for m in measures)] for w in worst]
+    head = ["image", "kind", "Dice", "precision", "recall", "AP"]
     return (
         "The validation images of least AP, from left to right. Gray: found; orange: "
         "missed; blue: not in the masks; white: outlines of the masks.\n\n"
-        f"![Where masks and model agree]({picture})\n\n"
-        "| image | kind | Dice | precision | recall | AP |\n"
-        f"| --- | --- | --- | --- | --- | --- |\n{rows}\n"
+        f"![Where masks and model agree]({picture})\n\n{_table(head, rows)}"
     )
 
 
