@@ -12,6 +12,7 @@ in a fraction of a second, since all that stands before them stays as it is.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -75,8 +76,9 @@ class _Base(NetworkConfig):
         self._check_kind(settings)
         return self
 
+    @abstractmethod
     def _check_kind(self, settings: NetworkConfig) -> None:
-        raise NotImplementedError
+        """Refuse a base of another kind with a ValueError."""
 
     @property
     def spoken(self) -> int:
