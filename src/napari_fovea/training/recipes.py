@@ -46,10 +46,6 @@ _small = partial(
     geometry=Geometry(zoom=(0.7, 1.5), elastic=2.0),
 )
 
-# What the models that ship were trained with: 90 minutes on two cores at most. Objects
-# are shown at one size, give or take, so a small network need not know all sizes;
-# light varies as much as microscopes do.
-# In the end it varies less, which makes outlines better.
 _LESS = Augmentation(
     gamma=(0.5, 2.0),
     gain=(0.85, 1.15),
@@ -59,6 +55,10 @@ _LESS = Augmentation(
     noise=0.03,
     blur=0.6,
 )
+# What the models that ship were trained with: 90 minutes on two cores at most. Objects
+# are shown at one size, give or take, so a small network need not know all sizes;
+# light varies as much as microscopes do.
+# In the end it varies less, which makes outlines better.
 _nuclei = partial(
     _brief,
     augmentation=Augmentation(gamma=(0.4, 2.5)),
