@@ -1,20 +1,22 @@
 """What the papers compare, on the nuclei, with the same small budget for each side.
 
 ``detector``: Mask R-CNN with the residual attention FPN and with a plain one (S4).
-``ablations``: the recurrent residual attention U-Net without its parts (S2).
+``ablations``: the recurrent residual attention U-Net without its parts (S2), with the
+loss of its paper.
 ``losses``: the same network with the losses that its paper compares.
 ``few``: the learning curve for 1, 5, 20, 100 and all training images, the retina (S0)
 beside dense networks; each system sees as many crops as take it about as long.
 
 Of every comparison each side sees the same number of crops, drawn with the same seeds,
 and is scored on every third validation image with the diameter of its labels given.
-What is done is kept in the output folder, and a second start goes on from there.
+Every run that is done is kept in a file, and a second start goes on from there.
 Prints one JSON line per comparison: means and standard deviations over seeds.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from dataclasses import dataclass, field, replace
@@ -22,9 +24,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
-from machine import DATA, tell
+from machine import DATA, machine, tell
 from napari_fovea import complete
+from napari_fovea.device import fast_precision
 from napari_fovea.evaluation import evaluate, mean_and_std
 from napari_fovea.files import replacing
 from napari_fovea.training.labelling import Labelling
@@ -48,6 +52,7 @@ MEASURES = (
     "ap50",
 )
 EVERY = 3
+KEPT = Path(__file__).parents[1] / "docs" / "models" / "comparisons.json"
 SIZES = (1, 5, 20, 100, None)
 
 
@@ -72,6 +77,11 @@ class Side:
     config: dict[str, Any] = field(default_factory=dict)
     images: int | None = None
 
+    def digest(self, seed: int, share: float) -> str:
+        """Tell a run from every other, and from those of earlier recipes."""
+        told = repr((self, seed, share))
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
+
 
 def _plain(name: str, **changes: Any) -> Recipe:
     """Give a recipe of those that ship neither depths nor what is chosen on images."""
@@ -79,7 +89,9 @@ def _plain(name: str, **changes: Any) -> Recipe:
     return replace(RECIPES[name], **(own | changes))
 
 
-_S2 = _plain("r2-attention-unet-nuclei", depth=False)
+# In small crops, so that a small budget holds many steps.
+_SMALL = 128
+_S2 = _plain("r2-attention-unet-nuclei", depth=False, side=_SMALL)
 _S4 = _plain("mask-rcnn-nuclei")
 
 COMPARISONS: dict[str, dict[str, Side]] = {
@@ -87,16 +99,17 @@ COMPARISONS: dict[str, dict[str, Side]] = {
         name: Side(_S4, 2_400, {"attention": name}) for name in ("proposed", "none")
     },
     "ablations": {
-        "full": Side(_S2, 1_600),
-        "without attention": Side(_S2, 1_600, {"attention": False}),
-        "without residual": Side(_S2, 1_600, {"residual": False}),
-        "without recurrence": Side(_S2, 1_600, {"steps": 0}),
-        "plain U-Net": Side(
-            _S2, 1_600, {"steps": 0, "residual": False, "attention": False}
-        ),
+        name: Side(replace(_S2, loss="focal-tversky"), 4_800, config)
+        for name, config in {
+            "full": {},
+            "without attention": {"attention": False},
+            "without residual": {"residual": False},
+            "without recurrence": {"steps": 0},
+            "plain U-Net": {"steps": 0, "residual": False, "attention": False},
+        }.items()
     },
     "losses": {
-        loss: Side(replace(_S2, loss=loss), 1_600)
+        loss: Side(replace(_S2, loss=loss), 4_800)
         for loss in (
             "focal-tversky",
             "tversky",
@@ -112,8 +125,8 @@ COMPARISONS: dict[str, dict[str, Side]] = {
         for system, recipe, crops in (
             ("S0 retina", _plain("retina-nuclei"), 16_384),
             ("S0 shared", _plain("retina-shared-nuclei"), 1_200),
-            ("S1 FocusNet", _plain("focusnet-nuclei"), 1_600),
-            ("S2", _plain("r2-attention-unet-nuclei"), 1_600),
+            ("S1 FocusNet", _plain("focusnet-nuclei"), 4_800),
+            ("S2", _plain("r2-attention-unet-nuclei"), 4_800),
         )
     },
 }
@@ -123,30 +136,34 @@ def main() -> None:
     """Train, score and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("comparison", nargs="+", choices=list(COMPARISONS))
-    parser.add_argument("--output", type=Path, default=Path("runs/comparisons"))
+    parser.add_argument("--kept", type=Path, default=KEPT, help="runs that are done")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--only", nargs="+", help="sides, by their first letters")
     parser.add_argument("--share", type=float, default=1.0, help="of the crops")
     told = parser.parse_args()
     folder = DATA / "nuclei" / "train"
     samples: dict[tuple[int, bool], list[Sample]] = {}
-    told.output.mkdir(parents=True, exist_ok=True)
+    runs = json.loads(told.kept.read_text()) if told.kept.exists() else {}
     for comparison in told.comparison:
         rows: dict[str, list[dict[str, float]]] = {}
         for seed in range(told.seeds):
             for name, side in COMPARISONS[comparison].items():
                 if told.only and not any(name.startswith(o) for o in told.only):
                     continue
-                kept = told.output / f"{comparison} {name} {seed} {told.share:g}.json"
-                if not kept.exists():
+                run = side.digest(seed, told.share)
+                if run not in runs:
                     done = one(side, samples, folder, seed=seed, share=told.share)
-                    with replacing(kept) as temporary:
-                        temporary.write_text(json.dumps(done))
-                    print(kept.stem, json.dumps(done), flush=True)
-                rows.setdefault(name, []).append(json.loads(kept.read_text()))
+                    named = {"comparison": comparison, "side": name, "seed": seed}
+                    runs[run] = {**named, "share": told.share, **done}
+                    runs[run]["machine"] = machine()
+                    told.kept.parent.mkdir(parents=True, exist_ok=True)
+                    with replacing(told.kept) as temporary:
+                        temporary.write_text(json.dumps(runs, indent=1) + "\n")
+                    print(name, seed, json.dumps(done["scores"]), flush=True)
+                rows.setdefault(name, []).append(runs[run]["scores"])
         scores = {
-            name: {m: mean_and_std([r[m] for r in runs]) for m in runs[0]}
-            for name, runs in rows.items()
+            name: {m: mean_and_std([r[m] for r in each]) for m in each[0]}
+            for name, each in rows.items()
         }
         figures: dict[str, Any] = {"seeds": told.seeds, "share": told.share}
         tell(f"comparisons, {comparison}", {**figures, "scores": scores})
@@ -154,7 +171,7 @@ def main() -> None:
 
 def one(
     side: Side, known: dict[Any, list[Sample]], folder: Path, *, seed: int, share: float
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Train one side with a seed and score it."""
     recipe = side.recipe
     model = fresh_model(
@@ -178,6 +195,7 @@ def one(
         samples = [samples[i] for i in sorted(chosen)]
     # In four epochs, so that a retina can be shown where it is uncertain.
     views = max(recipe.batch_size, round(side.crops * share / 4))
+    precision = str(fast_precision(torch.device("cpu"))).removeprefix("torch.")
     began = time.perf_counter()
     trained = complete(
         train_on(
@@ -187,7 +205,7 @@ def one(
             recipe=replace(recipe, epochs=4, views=views, validate_every=4),
             seed=seed,
             device="cpu",
-            precision="bfloat16",
+            precision=precision,
         )
     )
     seconds = time.perf_counter() - began
@@ -195,7 +213,7 @@ def one(
     pairs = pair_files(val / "images", val / "labels")[::EVERY]
     summary = complete(evaluate(trained, pairs, diameter="labels")).summary()
     scores = {name: summary[name]["mean"] for name in MEASURES}
-    return scores | {"seconds": round(seconds, 1)}
+    return {"scores": scores, "seconds": round(seconds, 1), "precision": precision}
 
 
 if __name__ == "__main__":

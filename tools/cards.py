@@ -277,7 +277,7 @@ def _again(entry: Entry) -> str:
         f"napari-fovea train --recipe {entry.name} --name {entry.name} \\\n"
         "    --images train/images --labels train/labels \\\n"
         "    --val-images val/images --val-labels val/labels \\\n"
-        "    --classes nucleus --precision bfloat16 \\\n"
+        f"    --classes nucleus --precision {entry.header.provenance['precision']} \\\n"
         f"    --output {entry.name}.safetensors"
     )
     return (

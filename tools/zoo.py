@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from napari_fovea.device import fast_precision, pick
+
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "src" / "napari_fovea" / "models" / "weights"
 CARDS = ROOT / "docs" / "models"
@@ -84,13 +86,14 @@ def train(name: str, nuclei: Path, runs: Path, device: str) -> None:
     if not finished.is_file():
         # What a run that failed leaves is not to be taken for a model.
         under_way = runs / f"{name}.part.safetensors"
+        fast = str(fast_precision(pick(device))).removeprefix("torch.")
         call(
             *("train", "--recipe", name, "--name", name, "--classes", "nucleus"),
             *("--images", nuclei / "train" / "images"),
             *("--labels", nuclei / "train" / "labels"),
             *("--val-images", nuclei / "val" / "images"),
             *("--val-labels", nuclei / "val" / "labels"),
-            *("--note", DATA_NOTE, "--precision", "bfloat16", "--device", device),
+            *("--note", DATA_NOTE, "--precision", fast, "--device", device),
             *("--output", under_way),
         )
         under_way.replace(finished)
