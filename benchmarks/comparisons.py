@@ -10,7 +10,8 @@ beside dense networks; each system sees as many crops as take it about as long.
 Of every comparison each side sees the same number of crops, drawn with the same seeds,
 and is scored on every third validation image with the diameter of its labels given.
 Every run that is done is kept in a file, and a second start goes on from there.
-Prints one JSON line per comparison: means and standard deviations over seeds.
+Prints one JSON line per comparison, means and standard deviations over seeds, and lays
+what is known of all of them out in the page beside that file.
 """
 
 from __future__ import annotations
@@ -41,16 +42,16 @@ if TYPE_CHECKING:
     from napari_fovea.training.samples import Sample
 
 LABELLING = Labelling(("background", "nucleus"))
-MEASURES = (
-    "dice",
-    "precision",
-    "recall",
-    "accuracy",
-    "cohen_kappa",
-    "roc_auc",
-    "ap",
-    "ap50",
-)
+MEASURES = {
+    "dice": "Dice",
+    "precision": "precision",
+    "recall": "recall",
+    "accuracy": "accuracy",
+    "cohen_kappa": "κ",
+    "roc_auc": "ROC-AUC",
+    "ap": "AP",
+    "ap50": "AP at 0.5",
+}
 EVERY = 3
 KEPT = Path(__file__).parents[1] / "docs" / "models" / "comparisons.json"
 SIZES = (1, 5, 20, 100, None)
@@ -85,7 +86,7 @@ class Side:
 
 def _plain(name: str, **changes: Any) -> Recipe:
     """Give a recipe of those that ship neither depths nor what is chosen on images."""
-    own = {"averaging": 0.99, "calibrate": False, "choice": "last"}
+    own: dict[str, Any] = {"averaging": 0.99, "calibrate": False, "choice": "last"}
     return replace(RECIPES[name], **(own | changes))
 
 
@@ -93,6 +94,13 @@ def _plain(name: str, **changes: Any) -> Recipe:
 _SMALL = 128
 _S2 = _plain("r2-attention-unet-nuclei", depth=False, side=_SMALL)
 _S4 = _plain("mask-rcnn-nuclei")
+_ABLATIONS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "without attention": {"attention": False},
+    "without residual": {"residual": False},
+    "without recurrence": {"steps": 0},
+    "plain U-Net": {"steps": 0, "residual": False, "attention": False},
+}
 
 COMPARISONS: dict[str, dict[str, Side]] = {
     "detector": {
@@ -100,13 +108,7 @@ COMPARISONS: dict[str, dict[str, Side]] = {
     },
     "ablations": {
         name: Side(replace(_S2, loss="focal-tversky"), 4_800, config)
-        for name, config in {
-            "full": {},
-            "without attention": {"attention": False},
-            "without residual": {"residual": False},
-            "without recurrence": {"steps": 0},
-            "plain U-Net": {"steps": 0, "residual": False, "attention": False},
-        }.items()
+        for name, config in _ABLATIONS.items()
     },
     "losses": {
         loss: Side(replace(_S2, loss=loss), 4_800)
@@ -132,41 +134,147 @@ COMPARISONS: dict[str, dict[str, Side]] = {
 }
 
 
+Scores = dict[str, float]
+
+
 def main() -> None:
-    """Train, score and print."""
+    """Train, score, print and lay out."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("comparison", nargs="+", choices=list(COMPARISONS))
+    parser.add_argument("comparison", nargs="*", choices=list(COMPARISONS))
     parser.add_argument("--kept", type=Path, default=KEPT, help="runs that are done")
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--only", nargs="+", help="sides, by their first letters")
     parser.add_argument("--share", type=float, default=1.0, help="of the crops")
     told = parser.parse_args()
     folder = DATA / "nuclei" / "train"
     samples: dict[tuple[int, bool], list[Sample]] = {}
-    runs = json.loads(told.kept.read_text()) if told.kept.exists() else {}
+    runs = kept(told.kept)
     for comparison in told.comparison:
-        rows: dict[str, list[dict[str, float]]] = {}
+        sides = COMPARISONS[comparison]
         for seed in range(told.seeds):
-            for name, side in COMPARISONS[comparison].items():
-                if told.only and not any(name.startswith(o) for o in told.only):
-                    continue
+            for name, side in sides.items():
                 run = side.digest(seed, told.share)
-                if run not in runs:
-                    done = one(side, samples, folder, seed=seed, share=told.share)
-                    named = {"comparison": comparison, "side": name, "seed": seed}
-                    runs[run] = {**named, "share": told.share, **done}
-                    runs[run]["machine"] = machine()
-                    told.kept.parent.mkdir(parents=True, exist_ok=True)
-                    with replacing(told.kept) as temporary:
-                        temporary.write_text(json.dumps(runs, indent=1) + "\n")
-                    print(name, seed, json.dumps(done["scores"]), flush=True)
-                rows.setdefault(name, []).append(runs[run]["scores"])
+                if run in runs:
+                    continue
+                done = one(side, samples, folder, seed=seed, share=told.share)
+                runs[run] = {
+                    "comparison": comparison,
+                    "side": name,
+                    "seed": seed,
+                    "share": told.share,
+                    **done,
+                    "machine": machine(),
+                }
+                with replacing(told.kept) as temporary:
+                    temporary.write_text(json.dumps(runs, indent=1) + "\n")
+                print(name, seed, json.dumps(done["scores"]), flush=True)
+        rows = {
+            name: [
+                runs[side.digest(seed, told.share)]["scores"]
+                for seed in range(told.seeds)
+            ]
+            for name, side in sides.items()
+        }
         scores = {
-            name: {m: mean_and_std([r[m] for r in each]) for m in each[0]}
+            name: {m: mean_and_std([r[m] for r in each]) for m in MEASURES}
             for name, each in rows.items()
         }
         figures: dict[str, Any] = {"seeds": told.seeds, "share": told.share}
         tell(f"comparisons, {comparison}", {**figures, "scores": scores})
+    page = told.kept.with_suffix(".md")
+    if page.exists():
+        page.write_text(filled(page.read_text(encoding="utf-8"), runs), "utf-8")
+
+
+def kept(path: Path) -> dict[str, Any]:
+    """Read the runs that are done."""
+    runs: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return runs
+
+
+def filled(page: str, runs: dict[str, Any]) -> str:
+    """Put the tables of what is known between their marks in a page."""
+    for comparison in COMPARISONS:
+        start, end = f"<!-- {comparison} -->", f"<!-- end of {comparison} -->"
+        if start not in page:
+            continue
+        before, rest = page.split(start)
+        after = rest.split(end)[1]
+        page = f"{before}{start}\n\n{laid_out(comparison, runs)}\n{end}{after}"
+    return page
+
+
+def laid_out(comparison: str, runs: dict[str, Any]) -> str:
+    """Lay out what is known of a comparison, of the largest budget all sides had."""
+    sides = COMPARISONS[comparison]
+    for share in sorted({run["share"] for run in runs.values()}, reverse=True):
+        seeds = [
+            seed
+            for seed in range(100)
+            if all(side.digest(seed, share) in runs for side in sides.values())
+        ]
+        if seeds:
+            break
+    else:
+        return "Not run yet.\n"
+    rows = {
+        name: [runs[side.digest(seed, share)] for seed in seeds]
+        for name, side in sides.items()
+    }
+    budget = (
+        f"{len(seeds)} seeds, {share:g} of the budget; "
+        f"{_spread([r['seconds'] for each in rows.values() for r in each], 0)} s of "
+        "training a run.\n"
+    )
+    scores = {name: [r["scores"] for r in each] for name, each in rows.items()}
+    told = _curve(scores) if comparison == "few" else _side_by_side(scores)
+    return f"{budget}\n{told}"
+
+
+def _side_by_side(scores: dict[str, list[Scores]]) -> str:
+    first, *others = scores
+    table = [["", *MEASURES.values()]]
+    table += [
+        [name, *(_spread([r[m] for r in each]) for m in MEASURES)]
+        for name, each in scores.items()
+    ]
+    # The same seeds on both sides: what they share does not blur the difference.
+    table += [
+        [
+            f"{first} − {name}",
+            *(
+                _spread([a[m] - b[m] for a, b in pairs], signed=True)
+                for pairs in [list(zip(scores[first], scores[name], strict=True))]
+                for m in MEASURES
+            ),
+        ]
+        for name in others
+    ]
+    return _table(table)
+
+
+def _curve(scores: dict[str, list[Scores]]) -> str:
+    sizes = [f"{size or 'all'} images" for size in SIZES]
+    systems = list(dict.fromkeys(name.split(", ")[0] for name in scores))
+    told = []
+    for measure in ("dice", "ap"):
+        table = [[MEASURES[measure], *sizes]]
+        table += [
+            [s, *(_spread([r[measure] for r in scores[f"{s}, {n}"]]) for n in sizes)]
+            for s in systems
+        ]
+        told.append(_table(table))
+    return "\n".join(told)
+
+
+def _spread(values: list[float], digits: int = 3, *, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    told = f"{np.mean(values):{sign}.{digits}f} ± {np.std(values):.{digits}f}"
+    return told.replace("-", "−")
+
+
+def _table(rows: list[list[str]]) -> str:
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "".join("|" + "".join(f" {c} |" for c in line) + "\n" for line in lines)
 
 
 def one(

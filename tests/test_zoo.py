@@ -104,6 +104,21 @@ def test_pages_compare_all_models(cards: Any) -> None:
         assert all(name in table for name in CARDED)
 
 
+def test_the_page_of_comparisons_holds_what_was_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And by what is compared now: runs of other recipes are not found."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import comparisons
+
+    runs = comparisons.kept(CARDS / "comparisons.json")
+    page = (CARDS / "comparisons.md").read_text(encoding="utf-8")
+    assert comparisons.filled(page, runs) == page
+    for name in comparisons.COMPARISONS:
+        assert f"<!-- {name} -->" in page
+    assert runs
+
+
 @pytest.mark.parametrize("name", CARDED)
 def test_an_evaluation_tells_what_the_card_says(name: str, nuclei: Path) -> None:
     """On a few small images; the whole set takes minutes."""
