@@ -140,11 +140,13 @@ Scores = dict[str, float]
 def main() -> None:
     """Train, score, print and lay out."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("comparison", nargs="*", choices=list(COMPARISONS))
+    parser.add_argument("comparison", nargs="*", help=", ".join(COMPARISONS))
     parser.add_argument("--kept", type=Path, default=KEPT, help="runs that are done")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--share", type=float, default=1.0, help="of the crops")
     told = parser.parse_args()
+    if unknown := set(told.comparison) - set(COMPARISONS):
+        parser.error(f"no such comparison: {', '.join(unknown)}")
     folder = DATA / "nuclei" / "train"
     samples: dict[tuple[int, bool], list[Sample]] = {}
     runs = kept(told.kept)
