@@ -55,6 +55,7 @@ MEASURES = {
 EVERY = 3
 KEPT = Path(__file__).parents[1] / "docs" / "models" / "comparisons.json"
 SIZES = (1, 5, 20, 100, None)
+Scores = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -132,9 +133,6 @@ COMPARISONS: dict[str, dict[str, Side]] = {
         )
     },
 }
-
-
-Scores = dict[str, float]
 
 
 def main() -> None:
@@ -223,7 +221,7 @@ def laid_out(comparison: str, runs: dict[str, Any]) -> str:
         for name, side in sides.items()
     }
     budget = (
-        f"{len(seeds)} seeds, {share:g} of the budget; "
+        f"{len(seeds)} seeds, {share:.0%} of the budget; "
         f"{_spread([r['seconds'] for each in rows.values() for r in each], 0)} s of "
         "training a run.\n"
     )
@@ -235,22 +233,13 @@ def laid_out(comparison: str, runs: dict[str, Any]) -> str:
 def _side_by_side(scores: dict[str, list[Scores]]) -> str:
     first, *others = scores
     table = [["", *MEASURES.values()]]
-    table += [
-        [name, *(_spread([r[m] for r in each]) for m in MEASURES)]
-        for name, each in scores.items()
-    ]
-    # The same seeds on both sides: what they share does not blur the difference.
-    table += [
-        [
-            f"{first} − {name}",
-            *(
-                _spread([a[m] - b[m] for a, b in pairs], signed=True)
-                for pairs in [list(zip(scores[first], scores[name], strict=True))]
-                for m in MEASURES
-            ),
-        ]
-        for name in others
-    ]
+    for name, runs in scores.items():
+        table.append([name, *(_spread([r[m] for r in runs]) for m in MEASURES)])
+    for name in others:
+        # Seed by seed: what both sides share does not blur the difference.
+        pairs = list(zip(scores[first], scores[name], strict=True))
+        apart = [[a[m] - b[m] for a, b in pairs] for m in MEASURES]
+        table.append([f"{first} − {name}", *(_spread(d, signed=True) for d in apart)])
     return _table(table)
 
 
@@ -260,10 +249,9 @@ def _curve(scores: dict[str, list[Scores]]) -> str:
     told = []
     for measure in ("dice", "ap"):
         table = [[MEASURES[measure], *sizes]]
-        table += [
-            [s, *(_spread([r[measure] for r in scores[f"{s}, {n}"]]) for n in sizes)]
-            for s in systems
-        ]
+        for system in systems:
+            row = [[r[measure] for r in scores[f"{system}, {n}"]] for n in sizes]
+            table.append([system, *map(_spread, row)])
         told.append(_table(table))
     return "\n".join(told)
 
