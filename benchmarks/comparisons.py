@@ -126,10 +126,10 @@ COMPARISONS: dict[str, dict[str, Side]] = {
         f"{system}, {size or 'all'} images": Side(recipe, crops, images=size)
         for size in SIZES
         for system, recipe, crops in (
-            ("S0 retina", _plain("retina-nuclei"), 16_384),
-            ("S0 shared", _plain("retina-shared-nuclei"), 1_200),
-            ("S1 FocusNet", _plain("focusnet-nuclei"), 4_800),
-            ("S2", _plain("r2-attention-unet-nuclei"), 4_800),
+            ("S0 retina", _plain("retina-nuclei"), 53_248),
+            ("S0 shared", _plain("retina-shared-nuclei"), 3_000),
+            ("S1 FocusNet", _plain("focusnet-nuclei", side=_SMALL), 4_800),
+            ("S2", _plain("r2-attention-unet-nuclei", side=_SMALL), 4_800),
         )
     },
 }
