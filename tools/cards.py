@@ -19,6 +19,7 @@ from napari_fovea.files import read_image, read_labels
 from napari_fovea.images import axes_beside
 from napari_fovea.inference.sizes import enlarge
 from napari_fovea.models import Entry, shipped
+from napari_fovea.training.recipes import RECIPES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -207,7 +208,7 @@ def _facts(entry: Entry, scores: Mapping[str, Any]) -> str:
         rows["Chosen on"] = f"{made['validation_images']} further images of that set"
         recipe = made["recipe"]
         rows["Recipe"] = (
-            f"`{entry.name}`: {recipe['epochs']} epochs, loss {recipe['loss']}, "
+            f"`{entry.name}`: {recipe['epochs']} epochs, loss {RECIPES[entry.name].told_loss}, "
             f"{recipe['optimiser']}, computed in {made['precision']}, "
             f"seed {made['seed']}, {made['date']}"
         )
