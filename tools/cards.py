@@ -206,9 +206,9 @@ def _facts(entry: Entry, scores: Mapping[str, Any]) -> str:
             "corrected by the community"
         )
         rows["Chosen on"] = f"{made['validation_images']} further images of that set"
-        recipe = made["recipe"]
+        recipe, learned = made["recipe"], RECIPES[entry.name].told_loss
         rows["Recipe"] = (
-            f"`{entry.name}`: {recipe['epochs']} epochs, loss {RECIPES[entry.name].told_loss}, "
+            f"`{entry.name}`: {recipe['epochs']} epochs, loss {learned}, "
             f"{recipe['optimiser']}, computed in {made['precision']}, "
             f"seed {made['seed']}, {made['date']}"
         )
