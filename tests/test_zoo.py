@@ -131,7 +131,7 @@ def test_an_evaluation_tells_what_the_card_says(name: str, nuclei: Path) -> None
         }
     pairs = pair_files(nuclei / "val" / "images", nuclei / "val" / "labels")
     chosen = [pair for pair in pairs if pair[0].stem in small][3::40]
-    assert len(chosen) == 3 or len(chosen) == 2
+    assert len(chosen) in (2, 3)
     scored = complete(evaluate(Model.load(name), chosen)).images
     for image in scored:
         for key in ("dice", "precision", "recall", "roc_auc"):

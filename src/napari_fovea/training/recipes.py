@@ -240,7 +240,7 @@ RECIPES: dict[str, Recipe] = {
         augmentation=Augmentation(),
     ),
     # The models that ship.
-    "focusnet-nuclei": _nuclei("focusnet", epochs=60),
+    "focusnet-nuclei": _nuclei("focusnet", epochs=40),
     # The largest of these networks withstands what it was hardly shown in the end.
     "r2-attention-unet-nuclei": _nuclei(
         "r2-attention-unet",
