@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from machine import DATA, tell
@@ -39,9 +37,6 @@ def main() -> None:
         default=list(WAYS),
         help="how retina models look",
     )
-    parser.add_argument(
-        "--write", type=Path, help="folder for the models with their scores inside"
-    )
     arguments = parser.parse_args()
     folder = DATA / "nuclei"
     with (folder / "index.csv").open() as file:
@@ -57,14 +52,6 @@ def main() -> None:
             scores = complete(run).as_json()
             told = {"all": scores["summary"], **scores["groups"]}
             tell("nuclei", {"model": model.name, "way": way, "scores": told})
-            if arguments.write and way == ways[0]:
-                made = {
-                    **model.provenance,
-                    "validation_images": told["all"]["images"],
-                    "validation": told,
-                }
-                path = arguments.write / f"{model.name}.safetensors"
-                replace(model, provenance=made).save(path, half=True)
 
 
 if __name__ == "__main__":

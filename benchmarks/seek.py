@@ -1,8 +1,9 @@
 """Seeking against the paper's raster: fixations and seconds to the same Dice.
 
-Validation images are scanned by raster with the plain average, and by seeking, whose
-map is scored on the way. Prints one JSON line: what raster reaches with how many
-fixations (per 256×256 pixels) and seconds, and when seeking has reached as much.
+Validation images, with nuclei as large as the model wants to see them, are scanned by
+raster with the plain average, and by seeking, whose map is scored on the way. Prints
+one JSON line: what raster reaches with how many fixations (per 256×256 pixels as the
+model sees them) and seconds, and when seeking has reached as much.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import torch
 
 from machine import DATA, tell
 from napari_fovea import Model
-from napari_fovea.files import read_image
-from napari_fovea.images import read_planes, to_tensor
+from napari_fovea.files import read_image, read_labels
+from napari_fovea.images import axes_beside, read_planes, resize, to_tensor
 from napari_fovea.inference.scanning import inference_network, scanning
+from napari_fovea.inference.sizes import enlarge, resized, resizing, typical_diameter
 from napari_fovea.metrics import dice
 from napari_fovea.retina import FUSIONS, POLICIES
+from napari_fovea.training.samples import pair_files
 
 PLACES = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 400)
 """Fixations per 256×256 pixels at which the map is scored."""
@@ -35,13 +38,18 @@ def main() -> None:
     model = Model.load(arguments.model)
     network = inference_network(model, torch.device("cpu"))
     folder = DATA / "nuclei" / "val"
-    paths = sorted((folder / "images").iterdir())[:: arguments.every]
+    pairs = pair_files(folder / "images", folder / "labels")[:: arguments.every]
     raster, seek = [], []
-    for path in paths:
-        planes = read_planes(read_image(path)).for_network(model.channels)
+    for path, beside in pairs:
+        pixels, labels = read_image(path), read_labels(beside)
+        axes = axes_beside(pixels.shape, labels.shape)
+        planes = read_planes(pixels, axes=axes).for_network(model.channels)
         limits = model.normalisation.limits(planes)
+        size = typical_diameter(labels)
+        factor = resizing(model, labels.shape, diameter=size, pixel_size=None)
+        shape = resized(labels.shape, factor)
         image = to_tensor(planes.data[0], limits=limits, channels=model.channels)
-        truth = read_image(folder / "labels" / path.name) > 0
+        image, truth = resize(image, shape), enlarge(labels > 0, shape)
         raster.append(follow(model, network, image, truth, "raster", "mean")[-1])
         seek.append(follow(model, network, image, truth, "seek", "precision"))
     reached = np.mean(raster, axis=0)
@@ -52,7 +60,7 @@ def main() -> None:
         "seek",
         {
             "model": model.name,
-            "images": len(paths),
+            "images": len(pairs),
             "raster_dice": round(float(reached[2]), 3),
             "raster_fixations": round(float(reached[0]), 1),
             "seek_fixations_to_the_same": round(same[0], 1),
