@@ -74,6 +74,20 @@ def test_a_class_may_be_added_after_a_refit(
     assert len(tuned.model.classes) == 3
 
 
+def test_what_was_there_before_a_class_was_added_can_still_be_shown(
+    picture: np.ndarray, strokes: np.ndarray
+) -> None:
+    before = instant(made(), Annotation(picture, strokes)).model
+    tuner = Tuner(before, device="cpu")
+    alone = tuner.segment(picture, 0, name="image", rgb=False, model=before)
+    more = strokes.copy()
+    more[10:12, 60:80], more[60:62, 60:80] = 3, 3
+    tuned = follow(tuner, Annotation(picture, more))
+    assert len(tuned.model.classes) == 3
+    again = tuner.segment(picture, 0, name="image", rgb=False, model=before)
+    np.testing.assert_allclose(again.probabilities, alone.probabilities, atol=1e-5)
+
+
 def test_a_class_may_be_left_out_again(
     picture: np.ndarray, strokes: np.ndarray
 ) -> None:

@@ -206,15 +206,15 @@ class Seeing:
     ) -> Seen:
         network = copy.deepcopy(model.network).to(self.device)
         shape = (pixels.shape[1], pixels.shape[2])
-        mine = model.network in self._mine
+        mine, plain = model.network in self._mine, False
         if model is self.trunk and self._can_adapt():
             self.prepare(self._adapted[0] if self._adapted else model.classes)
             evident = isinstance(model.network, Adapted | AdaptedRetina)
             assert self._adapted is not None
+            # Of other classes, what is prepared has not the evidence of the trunk.
             mine = not evident or self._adapted[0] == model.classes
-            network, plain = self._network, not evident
-        else:
-            plain = False
+            if mine:
+                network, plain = self._network, not evident
         if mine:
             nothing = np.full(shape, VOID, np.uint8)
             plane = PaintedPlane(key, pixels, nothing, np.zeros(shape, np.int32))
