@@ -17,6 +17,7 @@ from napari_fovea import Model, complete, segment
 from napari_fovea.errors import FoveaError
 from napari_fovea.inference import Measured, Started, estimate_diameter
 from napari_fovea.inference.sizes import enlarge, typical_diameter
+from napari_fovea.models import DEFAULT
 from napari_fovea.sample_data import make_nuclei
 from napari_fovea.scale import segment_large
 from napari_fovea.training.samples import DEPTHS, VOID, depth_classes, make_sample
@@ -96,6 +97,19 @@ def test_where_nothing_is_nothing_is_measured(auto: Model) -> None:
     found = complete(segment(flat, auto, limits=limits, device="cpu"))
     assert found.provenance["resized_by"] == 1
     assert not found.instances.any()
+
+
+def test_specks_that_show_only_when_enlarged_are_measured_and_noise_is_not() -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.normal(100, 3, (128, 128))
+    assert estimate_diameter(noise, DEFAULT, device="cpu") is None
+    specks = noise.copy()
+    y, x = np.mgrid[8:120:9, 8:120:9]
+    for dy in (-1, 0, 1):
+        for dx in (-1, 0, 1):
+            specks[y + dy, x + dx] += 60
+    found = estimate_diameter(specks, DEFAULT, device="cpu")
+    assert found == pytest.approx(2 * np.sqrt(9 / np.pi), rel=0.35)
 
 
 def test_segmenting_measures_first_where_a_model_wants_it(auto: Model) -> None:

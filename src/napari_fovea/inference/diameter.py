@@ -32,6 +32,7 @@ _LEAST = 32
 _FIRST, _OTHERS = (0.5, 1.0), (0.125, 0.25, 2.0, 4.0)
 _SAMPLE = 16
 _NEAR = 1.3
+_SURE = 0.4  # nats; noise that is enlarged is told from background by less
 
 
 def estimate_diameter(
@@ -106,6 +107,10 @@ def estimated(
         return min(factors, key=lambda f: look(f).entropy)
 
     best = surest(_FIRST)
+    if look(best).diameter is None:
+        # Much smaller than what is seen so far, or much larger.
+        sure = [f for f in _OTHERS if not cancelled() and look(f).doubt < _SURE]
+        return look(surest(sure)).diameter if sure else None
     up = best == max(_FIRST)
     for factor in sorted((f for f in _OTHERS if (f > best) == up), reverse=not up):
         found = look(best).diameter
@@ -119,10 +124,14 @@ def estimated(
 
 @dataclass(frozen=True)
 class _Look:
-    """What was found at a magnification: a diameter, and how unsure the model is."""
+    """What was found at a magnification: a diameter, and how unsure the model is.
 
-    diameter: float | None
-    entropy: float
+    Of all it tells apart, depths inside objects included, and of classes alone.
+    """
+
+    diameter: float | None = None
+    entropy: float = np.inf
+    doubt: float = np.inf
 
 
 def _fits(shown: float, model: Model, *, up: bool) -> bool:
@@ -138,7 +147,7 @@ def _look(
     part = _window(plane, round(_SIDE / factor))
     height, width = (max(1, round(n * factor)) for n in part.shape[1:])
     if max(height, width) < _LEAST:
-        return _Look(None, np.inf)
+        return _Look()
     shown = resize(part, (height, width))
     reader = reader_for(model, device, (height, width))
     shown = shown.to(reader.home)
@@ -150,9 +159,13 @@ def _look(
     )
     diameter = typical_diameter(objects)
     if diameter is None:
-        return _Look(None, np.inf)
-    unsure = entropy(seen.outputs).cpu().numpy()[labels > 0].mean()
-    return _Look(diameter / factor, float(unsure))
+        return _Look()
+    classes = model.class_probabilities(seen.outputs)
+    unsure, doubt = (
+        float(entropy(pmf).cpu().numpy()[labels > 0].mean())
+        for pmf in (seen.outputs, classes)
+    )
+    return _Look(diameter / factor, unsure, doubt)
 
 
 def _window(plane: torch.Tensor, side: int) -> torch.Tensor:
