@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+from napari_fovea.inference.sizes import typical_diameter
 from napari_fovea.models import shipped
 from napari_fovea.sample_data import make_nuclei
 from napari_fovea.widgets import diameter as field
-from napari_fovea.widgets import layers
 from napari_fovea.widgets.fine_tune import FineTuneDock
 from napari_fovea.widgets.segment import SegmentDock
 from napari_fovea.widgets.session import Session
@@ -65,15 +66,59 @@ def test_where_nothing_is_found_the_diameter_stays(
     assert dock.diameter.spin.specialValueText() == "as trained"
 
 
-def test_of_an_image_larger_than_memory_the_middle_is_measured(
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_large_image_is_measured_where_something_is(
+    viewer: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    region = layers.Region(np.zeros((5, 40, 60)), False, (0, 0, 0), 1)
     monkeypatch.setattr(field, "is_large", lambda _: True)
-    monkeypatch.setattr(field, "_PART", 20)
-    assert field._part(region).shape == (20, 20)
-    monkeypatch.setattr(field, "is_large", lambda _: False)
-    assert field._part(region).shape == (5, 40, 60)
+    session = Session()
+    session.devices = ("cpu",)
+    session.offer(tuple(e for e in shipped() if e.name == "focusnet-nuclei"))
+    image, truth = make_nuclei((256, 256), seed=3)
+    large = np.full((3, 2200, 2200), image.min(), image.dtype)
+    large[0, :256, :256] = image
+    viewer.add_image(large, name="nuclei")
+    dock = SegmentDock(viewer, shared=session)
+    viewer.window.add_dock_widget(dock, name="Segment")
+    dock.diameter.button.click()
+    qtbot.waitUntil(lambda: dock.diameter.job is None, timeout=60_000)
+    assert dock.diameter.value() == pytest.approx(typical_diameter(truth), rel=0.25)
+
+
+def test_a_measure_does_not_land_where_it_was_not_asked_for(
+    viewer: Any, qtbot: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold = threading.Event()
+
+    def estimated(*_: Any, **__: Any) -> float:
+        assert hold.wait(60)
+        return 33.0
+
+    monkeypatch.setattr("napari_fovea.inference.estimate_diameter", estimated)
+    shared = offered(tmp_path)
+    shared.choose(shared.entries[1])
+    for name in ("one", "other"):
+        viewer.add_image(make_nuclei((64, 64), count=3)[0], name=name)
+    dock = SegmentDock(viewer, shared=shared)
+    viewer.window.add_dock_widget(dock, name="Segment")
+    ended = []
+    for change in (
+        lambda: dock.diameter.spin.setValue(17),
+        lambda: dock.images.setCurrentIndex(1 - dock.images.currentIndex()),
+        lambda: viewer.layers.remove(dock.images.currentText()),
+    ):
+        hold.clear()
+        dock.diameter.button.click()
+        dock.diameter.job.finished.connect(lambda: ended.append(1))
+        change()
+        assert dock.diameter.button.isEnabled()
+        count = len(ended)
+        hold.set()
+        qtbot.waitUntil(lambda n=count: len(ended) > n, timeout=60_000)
+        assert dock.diameter.value() == 17
+        assert "no further" in dock.status.text()
+    dock.diameter.button.click()
+    qtbot.waitUntil(lambda: dock.diameter.job is None, timeout=60_000)
+    assert dock.diameter.value() == 33
 
 
 def test_strokes_are_learned_from_at_the_size_that_was_given(

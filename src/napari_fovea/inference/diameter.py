@@ -175,17 +175,17 @@ def _window(plane: torch.Tensor, side: int) -> torch.Tensor:
         return plane
     parts = [
         plane[:, top : top + side, left : left + side]
-        for top in _starts(height, side)
-        for left in _starts(width, side)
+        for top in starts(height, side)
+        for left in starts(width, side)
     ]
     return max(parts, key=lambda p: float(p[:, ::4, ::4].std()))
 
 
-def _starts(length: int, side: int) -> list[int]:
-    """Where parts begin that cover a length, at most four of them."""
+def starts(length: int, side: int, most: int = 4) -> list[int]:
+    """Where parts begin that cover a length, at most so many (2 or more) of them."""
     if length <= side:
         return [0]
-    count = min(4, -(-length // side))
+    count = min(most, -(-length // side))
     return [round(i * (length - side) / (count - 1)) for i in range(count)]
 
 

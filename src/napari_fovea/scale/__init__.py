@@ -1,6 +1,7 @@
 """Segmenting images larger than memory."""
 
 from napari_fovea.scale.job import Failure
+from napari_fovea.scale.measuring import diameter_of
 from napari_fovea.scale.plan import Block, Plan, cut
 from napari_fovea.scale.result import (
     Event,
@@ -26,6 +27,7 @@ __all__ = [
     "Segmenting",
     "Source",
     "cut",
+    "diameter_of",
     "open_source",
     "segment_large",
 ]

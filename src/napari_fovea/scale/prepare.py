@@ -13,14 +13,14 @@ from napari_fovea.errors import ImageError, OtherRunError, StoreError
 from napari_fovea.images import Planes, resize, to_tensor
 from napari_fovea.inference.choosing import reader_for
 from napari_fovea.inference.dense import DenseReader
-from napari_fovea.inference.diameter import estimated
 from napari_fovea.inference.provenance import provenance_of
 from napari_fovea.inference.reading import Choice
 from napari_fovea.inference.sizes import fitting, measured, resizing
 from napari_fovea.inference.tiles import Tiling
 from napari_fovea.scale.identity import same_marks, what_decides
-from napari_fovea.scale.intensities import lattice, limits_of, marks_of
+from napari_fovea.scale.intensities import limits_of, marks_of
 from napari_fovea.scale.job import Job, Settings
+from napari_fovea.scale.measuring import diameter_of
 from napari_fovea.scale.plan import Plan, chunk_of, cut, halo_of
 from napari_fovea.scale.store import Store, look
 from napari_fovea.scale.work import WORK, Work
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from napari_fovea.scale.source import Level, Source
 
 _FEATURES = 5 * 2**28  # bytes planned for them on a CPU, so that a run takes no 2 GiB
-_MEASURED, _PART = 9, 1024  # places where objects may be measured, and their side
 _TRIED = 4  # blocks of which the one with most contrast tells how to compute
 _TOLERANCE = 1.1  # a level may show objects a little smaller than the model wants
 
@@ -238,7 +237,7 @@ def prepare(
     if measures:
         # Measured once: another precision would give another size.
         known = "measured" in left
-        found = left["measured"] if known else _measure(source, model, device)
+        found = left["measured"] if known else diameter_of(source, model, device)
         assert model.object_diameter is not None
         diameter = model.object_diameter / fitting(model, found)
     index = choose_level(
@@ -298,30 +297,6 @@ def prepare(
         factor,
         found,
     )
-
-
-def _measure(source: Source, model: Model, device: str | Backend) -> float | None:
-    """Estimate the diameter of objects, of a part of the finest level."""
-    level = source.levels[0]
-    parts = []
-    for plane, y, x in lattice((level.planes, *level.plane), _MEASURED):
-        top, start = max(0, y - _PART // 2), max(0, x - _PART // 2)
-        rows, columns = slice(top, top + _PART), slice(start, start + _PART)
-        try:
-            pixels = level.read(plane, rows, columns)
-        except Exception:  # a block will say so itself
-            continue
-        if pixels.dtype.kind != "f" or bool(np.isfinite(pixels).all()):
-            parts.append(pixels)
-    if not parts:
-        return None
-    planes = Planes(max(parts, key=lambda p: float(p.std()))[None], (), "YX")
-    planes = planes.for_network(model.channels, blank=True)
-    if planes.data.min() == planes.data.max():
-        return None
-    limits = model.normalisation.limits(planes)
-    shown = to_tensor(planes.data[0], limits=limits, channels=model.channels)
-    return estimated(shown, model, device)
 
 
 def choose_level(

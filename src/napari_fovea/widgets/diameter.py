@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from napari_fovea.widgets.layers import Region
     from napari_fovea.widgets.session import Session
 
-_PART = 2048  # side of what is looked at of an image larger than memory
-
 
 class DiameterField(QWidget):
     """A diameter in pixels, and a button that lets the model estimate it.
@@ -49,6 +47,7 @@ class DiameterField(QWidget):
         self.button = QPushButton("Estimate")
         self.button.setToolTip("Let the model measure the objects of this image")
         self.button.clicked.connect(self.estimate)
+        self.spin.valueChanged.connect(self.drop)
         row = QHBoxLayout(self)
         row.setContentsMargins(0, 0, 0, 0)
         row.addWidget(self.spin, stretch=1)
@@ -92,58 +91,72 @@ class DiameterField(QWidget):
         shared = self.session
 
         def make(cancelled: Any) -> Generator[Any, None, Any]:
-            from napari_fovea.device import leaving_a_core
-            from napari_fovea.inference import estimate_diameter
-
             yield None
-            with leaving_a_core():
-                return estimate_diameter(
-                    np.asarray(_part(region)),
-                    shared.load(entry),
-                    rgb=region.rgb,
-                    device=shared.backend(),
-                    cancelled=cancelled,
-                )
+            return _estimated(region, shared, entry, cancelled)
 
-        self.job = Job(make)
-        self.job.returned.connect(self._on_found)
-        self.job.errored.connect(self._on_error)
-        self.job.finished.connect(partial(self._on_finished, self.job))
+        self.job = job = Job(make)
+        job.returned.connect(partial(self._on_found, job))
+        job.errored.connect(partial(self._on_error, job))
         self.button.setEnabled(False)
         self.told.emit("Measuring objects…")
-        self.job.start()
+        job.start()
 
-    def _on_found(self, diameter: float | None) -> None:
+    def _on_found(self, job: Job, diameter: float | None) -> None:
+        if not self._ended(job):
+            return
         if diameter is None:
             self.told.emit("⚠ The model finds no objects to measure: type a diameter.")
             return
         self.spin.setValue(diameter)
         self.told.emit(f"Objects are about {diameter:.0f} px across")
 
-    def _on_error(self, error: Exception) -> None:
-        known = isinstance(error, FoveaError)
-        self.told.emit(f"⚠ {error}" if known else f"⚠ {type(error).__name__}: {error}")
+    def _on_error(self, job: Job, error: Exception) -> None:
+        if self._ended(job):
+            known = isinstance(error, FoveaError)
+            kind = "" if known else f"{type(error).__name__}: "
+            self.told.emit(f"⚠ {kind}{error}")
 
-    def _on_finished(self, job: Job) -> None:
-        if job is self.job:
-            self.job = None
+    def _ended(self, job: Job) -> bool:
+        """Be ready for the next; whether this one had not been let go."""
+        if job is not self.job:
+            return False
+        self.job = None
+        self.show_model(self.session.chosen)
+        return True
+
+    def drop(self) -> None:
+        """Measure no longer: a diameter was typed, or another image was chosen."""
+        if self.job is not None:
+            self.quit()
+            self.told.emit("Measured no further")
             self.show_model(self.session.chosen)
 
     def quit(self) -> None:
-        """Let go of what is being measured."""
+        """Let go of what is being measured; the window may be gone already."""
         if self.job is not None:
             self.job.quit()
             self.job = None
 
 
-def _part(region: Region) -> Any:
-    """Take a part that fits into memory: of the middle plane, the middle."""
-    array = region.array
-    if not is_large(region):
-        return array
-    spatial = 3 if region.rgb else 2
-    for length in np.shape(array)[:-spatial]:
-        array = array[length // 2]
-    height, width = np.shape(array)[:2]
-    top, left = max(0, (height - _PART) // 2), max(0, (width - _PART) // 2)
-    return array[top : top + _PART, left : left + _PART]
+def _estimated(
+    region: Region, shared: Session, entry: Entry, cancelled: Callable[[], bool]
+) -> float | None:
+    """Measure objects as a run would; called in a thread."""
+    from napari_fovea.device import leaving_a_core
+    from napari_fovea.images import guess_axes
+    from napari_fovea.inference import estimate_diameter
+    from napari_fovea.scale import diameter_of, open_source
+
+    model, backend = shared.load(entry), shared.backend()
+    with leaving_a_core():
+        if is_large(region):
+            axes = guess_axes(np.shape(region.array), rgb=region.rgb)
+            with open_source(region.array, axes=axes) as source:
+                return diameter_of(source, model, backend, cancelled=cancelled)
+        return estimate_diameter(
+            np.asarray(region.array),
+            model,
+            rgb=region.rgb,
+            device=backend,
+            cancelled=cancelled,
+        )

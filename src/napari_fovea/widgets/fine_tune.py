@@ -10,6 +10,7 @@ from qtpy.QtCore import QEvent, QTimer
 from qtpy.QtWidgets import QVBoxLayout
 
 from napari_fovea.errors import FoveaError
+from napari_fovea.widgets import layers
 from napari_fovea.widgets.choice import Choice
 from napari_fovea.widgets.dock import Dock
 from napari_fovea.widgets.fine_tune_form import FineTuneForm, Said
@@ -76,6 +77,7 @@ class FineTuneDock(Dock):
         form.train_button.clicked.connect(self.train)
         form.cancel_button.clicked.connect(self.cancel)
         form.diameter.told.connect(form.status.setText)
+        form.images.currentIndexChanged.connect(lambda _: form.diameter.drop())
 
     def take_hold(self) -> None:
         """Follow what happens in the viewer and in other docks."""
@@ -130,7 +132,7 @@ class FineTuneDock(Dock):
         if chosen is not None and chosen is not self.base:
             self.base = chosen
             self.form.name_classes(chosen.header.classes)
-            self.form.diameter.quit()
+            self.form.diameter.drop()
             self.form.diameter.setValue(0)
             self._drop_job()
             self._tuner = None
@@ -237,9 +239,11 @@ class FineTuneDock(Dock):
         return self._tuner[2]
 
     def _chosen_region(self) -> Region | None:
-        """Tell the plane whose objects are measured."""
+        """Tell what is measured: all of the image, as it is when it is learned from."""
         image = self.choice.image
-        return None if image is None else self.plane.region_of(image)
+        if image is None:
+            return None
+        return layers.region_of(image, self.viewer.dims, layers.WHOLE)
 
     def cancel(self) -> None:
         """Stop learning; the last good model is kept."""

@@ -67,7 +67,7 @@ class PlaneInView:
         self.pair = pair
         if pair.image.multiscale:
             return None
-        self._region = self.region_of(pair.image)
+        self._region = layers.region_of(pair.image, self.viewer.dims, layers.PLANE)
         lead = pair.image.data.shape[: self._region.dropped]
         index = int(np.ravel_multi_index(self.lead, lead)) if lead else 0
         self.place = (pair.key, index)
@@ -76,10 +76,6 @@ class PlaneInView:
         self._shown_at = size
         image = pair.image
         return View(image.data, index, pair.key, image.rgb, size, micrometres)
-
-    def region_of(self, image: Any) -> Region:
-        """Tell the plane of an image that is in view."""
-        return layers.region_of(image, self.viewer.dims, layers.PLANE)
 
     @property
     def lead(self) -> tuple[int, ...]:

@@ -53,6 +53,8 @@ class SegmentDock(SegmentForm):
         self.cancel_button.clicked.connect(self.cancel)
         self.images.currentIndexChanged.connect(self._offer_regions)
         self.images.currentIndexChanged.connect(lambda _: self._enable())
+        for box in (self.images, self.region):
+            box.currentIndexChanged.connect(lambda _: self.diameter.drop())
         self._timer = QTimer(self)
         self._timer.setInterval(int(_REDRAW * 1000))
         self._timer.timeout.connect(self._redraw)
@@ -78,6 +80,8 @@ class SegmentDock(SegmentForm):
                 self.images.addItem(layer.name, str(layer.unique_id))
         self.images.setCurrentIndex(max(0, self.images.findData(chosen)))
         self.images.blockSignals(False)
+        if self.images.currentData() != chosen:
+            self.diameter.drop()
         self._offer_regions()
         self._enable()
 
