@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -137,6 +138,23 @@ def test_the_focus_is_offered_only_where_there_is_one(
     assert dock.diameter.isVisibleTo(dock)
     choose(shared, "retina-vgg")
     assert dock.policy.isVisibleTo(dock)
+
+
+def test_a_retina_looks_as_it_was_trained_to_unless_asked_otherwise(
+    dock: SegmentDock, shared: Session
+) -> None:
+    choose(shared, "retina-vgg")
+    assert dock.policy.currentData() == "seek"
+    entry = shared.chosen
+    assert entry is not None
+    scan = entry.header.scan.model_copy(update={"policy": "raster"})
+    header = entry.header.model_copy(update={"scan": scan, "name": "row by row"})
+    shared.offer((*shared.entries, replace(entry, header=header)))
+    shared.choose(shared.entries[-1])
+    assert dock.settings()["policy"] == "raster"
+    dock.policy.setCurrentIndex(dock.policy.findData("seek"))
+    shared.changed.emit()
+    assert dock.settings()["policy"] == "seek", "what was chosen stays"
 
 
 def test_a_run_without_a_focus_empties_what_another_left(

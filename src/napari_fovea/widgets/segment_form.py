@@ -43,6 +43,7 @@ class SegmentForm(QWidget):
     def __init__(self, shared: Session, region: Callable[[], Region | None]) -> None:
         super().__init__()
         self.session = shared
+        self._shown: Entry | None = None
         self.picker = ModelPicker(shared)
         self.images = QComboBox()
         self.images.setToolTip("The image layer to segment; follows the active layer")
@@ -98,7 +99,11 @@ class SegmentForm(QWidget):
         self.setMinimumWidth(280)
 
     def show_model(self, chosen: Entry | None) -> None:
-        """Show the rows that this model needs."""
+        """Show the rows that this model needs, and how it likes to look."""
+        if chosen is not None and chosen is not self._shown:
+            self._shown = chosen
+            liked = self.policy.findData(chosen.header.scan.policy or "seek")
+            self.policy.setCurrentIndex(liked)
         # Only the retina has a focus that a policy moves.
         for row in (self.policy, self.budget):
             self._show_row(row, chosen is None or chosen.focused)
