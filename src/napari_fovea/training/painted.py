@@ -163,8 +163,8 @@ def read_painted(
     Raises
     ------
     TrainingError
-        If nothing or only one class was painted, shapes differ, or labels are no
-        whole numbers or mean nothing.
+        If nothing or only one class was painted, shapes differ, labels are no whole
+        numbers or mean nothing, or it was cancelled while objects were measured.
     """
     if not annotations:
         raise TrainingError(

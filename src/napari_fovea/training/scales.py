@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from napari_fovea.errors import TrainingError
 from napari_fovea.images import to_tensor
 from napari_fovea.inference.diameter import estimated, liveliest
 from napari_fovea.inference.sizes import (
@@ -74,13 +75,13 @@ class Scales:
         objects : ndarray of int, shape (planes, H, W), optional
             All objects, numbered, where they are known: nothing needs to be estimated.
         cancelled : callable
-            Asked while objects are measured; where it says yes, the image keeps its
-            own scale for now.
+            Asked while objects are measured.
 
         Raises
         ------
         FoveaError
-            If the diameter cannot be one, or the model does not know that of its own.
+            If the diameter cannot be one, the model does not know that of its own, or
+            it was cancelled before the objects were measured.
         """
         model = self._model
         if not measured(model, diameter=diameter, pixel_size=pixel_size):
@@ -97,7 +98,11 @@ class Scales:
             shown = to_tensor(plane, limits=limits, channels=model.channels)
             found = estimated(shown, model, self._device, cancelled=cancelled)
             if cancelled():
-                return 1.0
+                raise TrainingError(
+                    "Learning was stopped while the objects were measured, before anything "
+                    "was learned; expected to measure them first: start it again, or "
+                    "give their diameter."
+                )
             self._known[digest] = found
         return fitting(model, self._known[digest])
 

@@ -283,7 +283,8 @@ class FineTuneDock(Dock):
         """Say what went wrong."""
         known = isinstance(error, FoveaError)
         told = str(error) if known else f"{type(error).__name__}: {error}"
-        self.form.say(told, Said.ERROR)
+        stopped = self.job is not None and self.job.cancelled
+        self.form.say(told, Said.WARNING if known and stopped else Said.ERROR)
 
     def _on_finished(self) -> None:
         self.job = None
