@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import learning
 from napari_fovea import Model, complete
 from napari_fovea.evaluation import CHANGES, evaluate
 from napari_fovea.models import DEFAULT, Entry, shipped
@@ -62,6 +63,31 @@ def test_the_default_is_the_best_single_model() -> None:
     assert len(alone) == len(NAMES) - 1, "an ensemble ships as well"
     assert best == DEFAULT
     assert NAMES[0] == DEFAULT
+
+
+def test_the_ensemble_is_gathered_anew_when_members_change(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import zoo
+
+    monkeypatch.setattr(zoo, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(zoo, "MEMBERS", ("unet", "focusnet"))
+    path = tmp_path / f"{zoo.ENSEMBLE}.safetensors"
+    member = tmp_path / "unet.safetensors"
+    zoo.gather()
+    assert not path.exists(), "a member is missing"
+    for name in zoo.MEMBERS:
+        learning.made(name).save(tmp_path / f"{name}.safetensors")
+    zoo.gather()
+    assert [m.name for m in Model.load(path).members] == ["unet", "focusnet"]
+    first = path.stat().st_mtime_ns
+    zoo.gather()
+    assert path.stat().st_mtime_ns == first
+    other = learning.made("r2-attention-unet")
+    replace(other, name="unet").save(member)
+    zoo.gather()
+    assert Model.load(path).members[0].config == other.config
 
 
 @pytest.mark.parametrize("name", CARDED)

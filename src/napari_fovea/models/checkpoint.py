@@ -87,7 +87,14 @@ def save(
         for key, value in model.network.state_dict().items()
         if not parts
     }
-    header = Header(
+    header = header_of(model, parts=parts)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={_KEY: header.model_dump_json()})
+
+
+def header_of(model: Model, *, parts: Sequence[str] = ()) -> Header:
+    """Say of a model what its file will say."""
+    return Header(
         format=FORMAT,
         name=model.name,
         network=name_of(model.network),
@@ -102,8 +109,6 @@ def save(
         provenance=dict(model.provenance),
         parts=tuple(parts),
     )
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={_KEY: header.model_dump_json()})
 
 
 def _halves(value: torch.Tensor) -> bool:
@@ -239,10 +244,10 @@ def _header(metadata: Mapping[str, str] | None, path: Path) -> Header:
             f"{path} has format {version}, this napari-fovea reads up to {FORMAT}: "
             "update napari-fovea to open it."
         )
-    border = raw.get("border")
-    if version == 1 and border is not None:
+    border, outputs = raw.get("border"), raw.get("outputs")
+    if version == 1 and border is not None and isinstance(outputs, list):
         # Interior and border were the only depths; a pixel is at the core or not.
-        raw["depths"] = [float(0 < i != border) for i in range(len(raw["outputs"]))]
+        raw["depths"] = [float(0 < i != border) for i in range(len(outputs))]
     try:
         header = Header.model_validate(raw)
     except ValidationError as error:

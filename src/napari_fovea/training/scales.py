@@ -99,7 +99,7 @@ class Scales:
             found = estimated(shown, model, self._device, cancelled=cancelled)
             if cancelled():
                 raise TrainingError(
-                    "Learning was stopped while the objects were measured, before anything "
+                    "Learning was stopped while the objects were measured, so nothing "
                     "was learned; expected to measure them first: start it again, or "
                     "give their diameter."
                 )
