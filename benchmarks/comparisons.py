@@ -32,6 +32,7 @@ from napari_fovea import complete
 from napari_fovea.device import fast_precision
 from napari_fovea.evaluation import evaluate, mean_and_std
 from napari_fovea.files import replacing
+from napari_fovea.networks import named_configs
 from napari_fovea.training.labelling import Labelling
 from napari_fovea.training.recipes import RECIPES
 from napari_fovea.training.run import fresh_model, train_on
@@ -53,6 +54,7 @@ MEASURES = {
     "ap50": "AP at 0.5",
 }
 EVERY = 3
+EPOCHS = 4
 KEPT = Path(__file__).parents[1] / "docs" / "models" / "comparisons.json"
 SIZES = (1, 5, 20, 100, None)
 Scores = dict[str, float]
@@ -65,7 +67,7 @@ class Side:
     Attributes
     ----------
     recipe : Recipe
-        How it is trained; epochs and crops are set by `crops`.
+        How it is trained, but for its epochs.
     crops : int
         Crops it sees.
     config : dict
@@ -79,10 +81,19 @@ class Side:
     config: dict[str, Any] = field(default_factory=dict)
     images: int | None = None
 
+    def trained(self, share: float) -> Recipe:
+        """Give the recipe with its share of the crops.
+
+        In a few epochs, so that a retina can be shown where it is uncertain.
+        """
+        views = max(self.recipe.batch_size, round(self.crops * share / EPOCHS))
+        return replace(self.recipe, epochs=EPOCHS, views=views, validate_every=EPOCHS)
+
     def digest(self, seed: int, share: float) -> str:
         """Tell a run from every other, and from those of earlier recipes."""
-        told = repr((self, seed, share))
-        return hashlib.sha256(told.encode()).hexdigest()[:16]
+        settings = named_configs(self.recipe.network)[self.recipe.config] | self.config
+        told = (self.trained(share), sorted(settings.items()), self.images, seed, EVERY)
+        return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
 
 def _plain(name: str, **changes: Any) -> Recipe:
@@ -271,9 +282,8 @@ def one(
     side: Side, known: dict[Any, list[Sample]], folder: Path, *, seed: int, share: float
 ) -> dict[str, Any]:
     """Train one side with a seed and score it."""
-    recipe = side.recipe
     model = fresh_model(
-        recipe,
+        side.recipe,
         config=json.dumps(side.config) if side.config else None,
         labelling=LABELLING,
         seed=seed,
@@ -291,8 +301,6 @@ def one(
     if side.images is not None:
         chosen = np.random.default_rng(seed).permutation(len(samples))[: side.images]
         samples = [samples[i] for i in sorted(chosen)]
-    # In four epochs, so that a retina can be shown where it is uncertain.
-    views = max(recipe.batch_size, round(side.crops * share / 4))
     precision = str(fast_precision(torch.device("cpu"))).removeprefix("torch.")
     began = time.perf_counter()
     trained = complete(
@@ -300,7 +308,7 @@ def one(
             model,
             samples,
             [],
-            recipe=replace(recipe, epochs=4, views=views, validate_every=4),
+            recipe=side.trained(share),
             seed=seed,
             device="cpu",
             precision=precision,

@@ -274,7 +274,8 @@ def test_evaluate_tells_people_and_programs(
 ) -> None:
     images, labels = folders
     kinds = tmp_path / "kinds.csv"
-    kinds.write_text("id,kind\nn0,round\nn1,round\n")
+    text = "id,kind\nn0,round\nn1,round\n"
+    kinds.write_text(text, encoding="utf-8-sig")  # as a spreadsheet saves it
     told = tmp_path / "scores.json"
     where = ["--images", images, "--labels", labels]
     options = ["--model", tiny_file, "--json", told, "--groups", kinds, "--budget", 20]
@@ -288,6 +289,10 @@ def test_evaluate_tells_people_and_programs(
     done = call("evaluate", *where, "--model", tiny_file, "--groups", told)
     assert done.returncode == 1
     assert "columns id and kind" in done.stderr
+    kinds.write_text("id,kind\nn0.png,round\n")
+    done = call("evaluate", *where, "--model", tiny_file, "--groups", kinds)
+    assert done.returncode == 1
+    assert "such as n0" in done.stderr
     (labels / "n2.png").unlink()
     done = call("evaluate", *where, "--model", tiny_file)
     assert done.returncode == 1

@@ -26,7 +26,7 @@ from napari_fovea.cli.common import (
 from napari_fovea.errors import FoveaError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 _CHANGED = 33
 """Images that are changed in each way: enough to tell, in a bearable time."""
@@ -82,7 +82,7 @@ def evaluate(
 
     loaded = Model.load(model)
     pairs = pair_files(images, labels)
-    kinds = _kinds(groups) if groups is not None else {}
+    kinds = _kinds(groups, pairs) if groups is not None else {}
     instances = labels_are is LabelKind.instances
     labelling = Labelling(
         ("background", "object") if instances else loaded.classes,
@@ -240,15 +240,22 @@ def crossval(
         out.print(f"wrote {json_file}")
 
 
-def _kinds(path: Path) -> Mapping[str, str]:
+def _kinds(path: Path, pairs: Sequence[tuple[Path, Path]]) -> Mapping[str, str]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return {row["id"]: row["kind"] for row in csv.DictReader(file)}
+        # Spreadsheets put a mark before the first column.
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            kinds = {row["id"]: row["kind"] for row in csv.DictReader(file)}
     except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
         raise FoveaError(
             f"{path} does not tell kinds of images; expected a CSV file with columns "
             "id and kind: check its name and its first line."
         ) from error
+    if not any(image.stem in kinds for image, _ in pairs):
+        raise FoveaError(
+            f"{path} tells the kind of no image; expected names without ending in its "
+            f"column id, such as {pairs[0][0].stem}: check that column."
+        )
+    return kinds
 
 
 def _robust(rows: dict[str, dict[str, Any]]) -> Table:

@@ -71,11 +71,16 @@ class Model:
 
     def __post_init__(self) -> None:
         n = self.config.classes
-        if len(self.outputs) != n or set(self.outputs) != set(range(len(self.classes))):
+        if (
+            len(self.outputs) != n
+            or tuple(dict.fromkeys(self.outputs)) != tuple(range(len(self.classes)))
+            or self.outputs.count(0) != 1
+        ):
             raise ModelError(
                 f"Model {self.name!r} has classes {self.classes} and outputs "
                 f"{self.outputs} for a network with {n} outputs; expected one class "
-                "index per output, each class at least once."
+                "index per output, each class at least once, in order and background "
+                "once."
             )
         depths = self.depths
         if depths is not None and (
