@@ -125,7 +125,7 @@ def literal_raster(
     """The paper's loop, one crop and one cell at a time."""
     _, height, width = image.shape
     d, y = grid.d, 0
-    votes, path = np.zeros((3, height, width)), []
+    votes, path = np.zeros(0), []
     while True:
         x = 0
         while True:
@@ -133,6 +133,8 @@ def literal_raster(
             with torch.inference_mode():
                 logits = network(image[None, :, y : y + d, x : x + d])
             pmfs = logits[0].softmax(-1).numpy()
+            if not votes.size:
+                votes = np.zeros((pmfs.shape[-1], height, width))
             entropies = [-sum(p * math.log(p) for p in pmf if p > 0) for pmf in pmfs]
             for (top, left, bottom, right), pmf in zip(grid.cells, pmfs, strict=True):
                 share = (grid.finest**2 / ((bottom - top) * (right - left))) ** power
