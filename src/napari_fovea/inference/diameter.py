@@ -15,6 +15,7 @@ from napari_fovea.inference.choosing import reader_for
 from napari_fovea.inference.reading import complete
 from napari_fovea.inference.sizes import typical_diameter
 from napari_fovea.models import Model
+from napari_fovea.networks import RetinaConfig, SharedRetinaConfig
 from napari_fovea.retina import entropy
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from napari_fovea.images import Planes
 
 _SIDE = 512  # of what is looked at, in pixels as the model sees them
+_SIDE_BY_CROPS = 256  # where each look at it is a pass of its own, and thus slow
 _LEAST = 32
 _FIRST, _OTHERS = (0.5, 1.0), (0.125, 0.25, 2.0, 4.0)
 _SAMPLE = 16
@@ -144,7 +146,11 @@ def _fits(shown: float, model: Model, *, up: bool) -> bool:
 def _look(
     plane: torch.Tensor, model: Model, device: str | Backend, factor: float
 ) -> _Look:
-    part = _window(plane, round(_SIDE / factor))
+    config = model.config
+    crops = isinstance(config, RetinaConfig) and not isinstance(
+        config, SharedRetinaConfig
+    )
+    part = _window(plane, round((_SIDE_BY_CROPS if crops else _SIDE) / factor))
     height, width = (max(1, round(n * factor)) for n in part.shape[1:])
     if max(height, width) < _LEAST:
         return _Look()
