@@ -16,6 +16,8 @@ from following import followed
 from napari_fovea import Model, complete, segment
 from napari_fovea.errors import FoveaError
 from napari_fovea.inference import Measured, Started, estimate_diameter
+from napari_fovea.inference import diameter as diameter_module
+from napari_fovea.inference.choosing import reader_for
 from napari_fovea.inference.sizes import enlarge, typical_diameter
 from napari_fovea.models import DEFAULT
 from napari_fovea.sample_data import make_nuclei
@@ -140,6 +142,24 @@ def test_any_model_that_knows_its_size_may_be_asked_to_measure() -> None:
     known = replace(plain, pixel_size=0.5, scan={"diameter": "auto"})
     sized = complete(segment(image, known, pixel_size=0.5, device="cpu")).provenance
     assert not sized["diameter_estimated"], "sizes of pixels tell as well"
+
+
+def test_a_retina_whose_looks_share_nothing_measures_on_less(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    image, _ = scaled(2.0)
+    largest = {}
+    for name in ("retina-nuclei", "retina-shared-nuclei"):
+        shapes: list[tuple[int, int]] = []
+
+        def reader_of(model, device, shape, *, kept=shapes):
+            kept.append(shape)
+            return reader_for(model, device, shape, budget=40)
+
+        monkeypatch.setattr(diameter_module, "reader_for", reader_of)
+        estimate_diameter(image, name, device="cpu")
+        largest[name] = max(max(shape) for shape in shapes)
+    assert largest["retina-nuclei"] <= 256 < largest["retina-shared-nuclei"] <= 512
 
 
 def test_a_model_that_knows_no_size_measures_nothing() -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from napari_fovea.images import Planes
 
 _SIDE = 512  # of what is looked at, in pixels as the model sees them
-_SIDE_BY_CROPS = 256  # where each look at it is a pass of its own, and thus slow
+_SIDE_OF_LOOKS = 256  # where a focus moves, and every look is a pass of its own
 _LEAST = 32
 _FIRST, _OTHERS = (0.5, 1.0), (0.125, 0.25, 2.0, 4.0)
 _SAMPLE = 16
@@ -146,11 +146,7 @@ def _fits(shown: float, model: Model, *, up: bool) -> bool:
 def _look(
     plane: torch.Tensor, model: Model, device: str | Backend, factor: float
 ) -> _Look:
-    config = model.config
-    crops = isinstance(config, RetinaConfig) and not isinstance(
-        config, SharedRetinaConfig
-    )
-    part = _window(plane, round((_SIDE_BY_CROPS if crops else _SIDE) / factor))
+    part = _window(plane, round(_side(model) / factor))
     height, width = (max(1, round(n * factor)) for n in part.shape[1:])
     if max(height, width) < _LEAST:
         return _Look()
@@ -172,6 +168,14 @@ def _look(
         for pmf in (seen.outputs, classes)
     )
     return _Look(diameter / factor, unsure, doubt)
+
+
+def _side(model: Model) -> int:
+    """Tell how large a part is looked at, in pixels as the model sees them."""
+    kind = model.config
+    if isinstance(kind, RetinaConfig) and not isinstance(kind, SharedRetinaConfig):
+        return _SIDE_OF_LOOKS
+    return _SIDE
 
 
 def _window(plane: torch.Tensor, side: int) -> torch.Tensor:
