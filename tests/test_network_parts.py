@@ -18,7 +18,7 @@ from napari_fovea.networks import (
 )
 from napari_fovea.networks.blocks import SqueezeExcite
 from napari_fovea.networks.ensemble import Ensemble, gather
-from napari_fovea.networks.focusnet import UpStep
+from napari_fovea.networks.focusnet import FocusScale, SideOutput, UpStep
 from napari_fovea.networks.gates import AdditiveGate, Coefficients
 from napari_fovea.networks.r2_attention_unet import Block, RecurrentConvolution
 from small_networks import DENSE, TINY, shuffled, tiny
@@ -173,6 +173,41 @@ def test_an_up_step_doubles_and_looks_below_and_right() -> None:
     expected = step.unit(torch.cat([up.relu(), skip], dim=1))
     torch.testing.assert_close(found, expected)
     assert step.unit.first.in_channels == 4 + 2
+
+
+@pytest.mark.parametrize("logits", [1, 3])
+@pytest.mark.parametrize("scale", [1, 2, 4, 8])
+def test_a_side_output_judges_every_pixel_of_the_enlarged_stage(
+    scale: int, logits: int
+) -> None:
+    kinds = {"scale": scale, "inner": 6, "normalise": True}
+    part = shuffled(SideOutput(5, logits, **kinds))
+    x = torch.randn(2, 5, 3, 4, requires_grad=True)
+    big = part.norm(x).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    if part.convolution is not None:
+        big = part.convolution(big).clamp(min=0)
+    big = part.out(big)
+    expected = 1 / (1 + (-big).exp()) if logits == 1 else big.softmax(1)
+    found = part(x)
+    assert found.shape == (2, logits, 3 * scale, 4 * scale)
+    torch.testing.assert_close(found, expected)
+    weight = torch.randn_like(found)
+    slopes = [torch.autograd.grad((y * weight).sum(), x)[0] for y in (found, expected)]
+    torch.testing.assert_close(*slopes)
+
+
+def test_normalised_gates_open_here_and_close_there_whatever_their_size() -> None:
+    torch.manual_seed(0)
+    x, gate = torch.rand(2, 4, 8, 8), 1e4 * (1 + torch.rand(2, 6, 8, 8))
+    opened = {}
+    for normalise in (False, True):
+        scale = FocusScale(4, 6, label="gate", normalise=normalise).train()
+        with capture_attention(scale) as maps:
+            scale(x, gate)
+        opened[normalise] = maps["gate"]
+    assert opened[False].min() > 0.999, "sums of this size are all the same to it"
+    assert opened[True].mean().item() == pytest.approx(0.5, abs=0.01)
+    assert opened[True].std() > 0.1
 
 
 def test_recurrence_is_equations_four_and_five() -> None:

@@ -23,6 +23,7 @@ class FocusNetConfig(DenseConfig):
 
     width: int = Field(64, ge=4, le=256, multiple_of=4, title="Base channels")
     dropout: float = Field(0.2, ge=0, lt=1, title="Dropout of the attention branch")
+    normalise: bool = Field(False, title="Normalise what sigmoids make gates of")
 
 
 CONFIGS: dict[str, dict[str, object]] = {
@@ -122,10 +123,14 @@ class AttentionBranch(nn.Module):
 class FocusScale(nn.Module):
     """One scale of the segmenting branch: unit, gate between squeezes, unit down."""
 
-    def __init__(self, channels: int, width: int, *, label: str | None) -> None:
+    def __init__(
+        self, channels: int, width: int, *, label: str | None, normalise: bool
+    ) -> None:
         super().__init__()
         self.unit = ResidualUnit(channels, width)
         self.before = SqueezeExcite(width)
+        norm = normalise and label is not None
+        self.norm = nn.BatchNorm2d(width) if norm else nn.Identity()
         self.coefficients = Coefficients(label, channels=width) if label else None
         self.after = SqueezeExcite(width) if label else None
         self.down = ResidualUnit(width, width, stride=2)
@@ -134,7 +139,7 @@ class FocusScale(nn.Module):
         """(B, channels, H, W), gated by (B, width, H, W) → (B, width, H/2, W/2)."""
         x = self.before(self.unit(x))
         if self.coefficients is not None and self.after is not None:
-            x = self.after(x * self.coefficients(gate))
+            x = self.after(x * self.coefficients(self.norm(gate)))
         out: torch.Tensor = self.down(x)
         return out
 
@@ -142,9 +147,13 @@ class FocusScale(nn.Module):
 class SideOutput(nn.Module):
     """A decoder stage's own opinion, at full size."""
 
-    def __init__(self, channels: int, logits: int, *, scale: int, inner: int) -> None:
+    def __init__(
+        self, channels: int, logits: int, *, scale: int, inner: int, normalise: bool
+    ) -> None:
         super().__init__()
         self.scale = scale
+        self.enlarged = min(scale, 3)  # see _stretched
+        self.norm = nn.BatchNorm2d(channels) if normalise else nn.Identity()
         self.convolution = (
             nn.Conv2d(channels, inner, 3, padding=1) if scale > 1 else None
         )
@@ -152,11 +161,26 @@ class SideOutput(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, channels, H/scale, W/scale) → probabilities (B, logits, H, W)."""
+        x = self.norm(x)
         if self.convolution is not None:
-            x = functional.interpolate(x, scale_factor=self.scale, mode="nearest")
+            x = functional.interpolate(x, scale_factor=self.enlarged, mode="nearest")
             x = self.convolution(x).relu()
         x = self.out(x)
-        return x.sigmoid() if x.shape[1] == 1 else x.softmax(1)
+        x = x.sigmoid() if x.shape[1] == 1 else x.softmax(1)
+        return self._stretched(x) if self.scale > self.enlarged else x
+
+    def _stretched(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, 3h, 3w) → (B, C, scale·h, scale·w), the middle of each three repeated.
+
+        A 3×3 convolution of features enlarged by more than three gives every pixel
+        between the first and the last of a feature's own the same; so once is enough.
+        """
+        for dim in (2, 3):
+            i = torch.arange(x.shape[dim] // 3 * self.scale, device=x.device)
+            within = i % self.scale
+            place = (within > 0).long() + (within == self.scale - 1)  # of the three
+            x = x.index_select(dim, i // self.scale * 3 + place)
+        return x
 
 
 @register("focusnet", FocusNetConfig, system="S1", configs=CONFIGS)
@@ -184,6 +208,7 @@ class FocusNet(nn.Module):
                 w << max(0, i - 1),
                 w << i,
                 label=f"gate 1/{1 << i}" if i < 3 else None,
+                normalise=config.normalise,
             )
             for i in range(4)
         )
@@ -201,7 +226,7 @@ class FocusNet(nn.Module):
         )
         inner = w // 2
         self.sides = nn.ModuleList(
-            SideOutput(c, k, scale=s, inner=inner)
+            SideOutput(c, k, scale=s, inner=inner, normalise=config.normalise)
             for c, s in ((4 * w, 8), (2 * w, 4), (w, 2), (last, 1))
         )
         self.join = nn.Conv2d(4 * k, inner, 3, padding=1)
