@@ -231,10 +231,14 @@ def laid_out(comparison: str, runs: dict[str, Any]) -> str:
         name: [runs[side.digest(seed, share)] for seed in seeds]
         for name, side in sides.items()
     }
+    every = [run for each in rows.values() for run in each]
+    seconds = [run["seconds"] for run in every if run["seconds"] is not None]
+    threads = " or ".join(sorted({f"{run['machine']['threads']}" for run in every}))
     budget = (
-        f"{len(seeds)} seeds, {share:.0%} of the budget; "
-        f"{_spread([r['seconds'] for each in rows.values() for r in each], 0)} s of "
-        "training a run.\n"
+        f"{len(seeds)} seeds, {share:.0%} of the budget: {min(seconds):.0f} to "
+        f"{max(seconds):.0f} s of training a run, in "
+        f"{' or '.join(sorted({run['precision'] for run in every}))} on "
+        f"{threads} thread{'' if threads == '1' else 's'}.\n"
     )
     scores = {name: [r["scores"] for r in each] for name, each in rows.items()}
     told = _curve(scores) if comparison == "few" else _side_by_side(scores)

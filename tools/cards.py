@@ -188,13 +188,13 @@ def _facts(entry: Entry, scores: Mapping[str, Any]) -> str:
         "Size": f"{entry.megabytes:.1f} MB, weights as 16-bit floats",
         "Channels": "3; a gray image is repeated",
         "Classes": ", ".join(header.classes),
-        "Objects": f"shown {header.object_diameter:.0f} px across, and measured first "
-        "where their diameter is not given",
+        "Objects": f"shown to it at a diameter of {header.object_diameter:.0f} px; "
+        "where the image's own is not given it is measured first",
     }
     if header.parts:
         rows["Objects"] = (
-            "shown to each member at the size it knows, and measured first where their "
-            "diameter is not given"
+            "shown to each member at the size it knows; where their diameter is not "
+            "given it is measured first"
         )
         rows["Members"] = ", ".join(
             f"[{p.removesuffix('.safetensors')}]({p.removesuffix('.safetensors')}.md)"
@@ -205,7 +205,11 @@ def _facts(entry: Entry, scores: Mapping[str, Any]) -> str:
             f"{made['training_images']} images of the {made['data']}, masks as "
             "corrected by the community"
         )
-        rows["Chosen on"] = f"{made['validation_images']} further images of that set"
+        rows["Chosen on"] = (
+            f"{made['validation_images']} of the {scores['summary']['images']} "
+            "validation images: the epoch, and from which score on a pixel or an "
+            "object counts"
+        )
         recipe, learned = made["recipe"], RECIPES[entry.name].told_loss
         rows["Recipe"] = (
             f"`{entry.name}`: {recipe['epochs']} epochs, loss {learned}, "
@@ -215,7 +219,7 @@ def _facts(entry: Entry, scores: Mapping[str, Any]) -> str:
     rows["Terms"] = "images and masks CC0, weights as the program"
     rows["Time"] = (
         f"{speed['mean']:.1f} ± {speed['std']:.1f} s per megapixel on {device}, mean "
-        "over the validation images, most of which are of 256×256 pixels"
+        "over the validation images, half of which are of 256×256 pixels"
     )
     table = _table(["", ""], [[k, v] for k, v in rows.items()])
     does = "Finds nuclei in fluorescence, bright-field and stained images."
@@ -249,9 +253,10 @@ def _robustness(scores: Mapping[str, Any]) -> str:
             moved = told["summary"][key]["mean"] - start[key]["mean"]
             cells += [_cell(told["summary"], key), f"{moved:+.3f}"]
         rows.append(cells)
+    head = ["", "Dice", "change", "AP", "change"]
     return (
-        f"Every so many of these images ({start['images']} in all), changed, with the "
-        f"diameter given:\n\n{_table(['', 'Dice', 'change', 'AP', 'change'], rows)}"
+        f"{start['images']} of these images, evenly spread, each changed in one way at "
+        f"a time, with the diameter given:\n\n{_table(head, rows)}"
     )
 
 
@@ -261,7 +266,8 @@ def _worst(worst: list[dict[str, Any]], picture: str) -> str:
     head = ["image", "kind", "Dice", "precision", "recall", "AP"]
     return (
         "The validation images of least AP, from left to right. Gray: found; orange: "
-        "missed; blue: not in the masks; white: outlines of the masks.\n\n"
+        "missed; blue: not in the masks; white: outlines of the masks. AP is low where "
+        "touching nuclei were taken for one, however well their pixels are found.\n\n"
         f"![Where masks and model agree]({picture})\n\n{_table(head, rows)}"
     )
 
