@@ -108,7 +108,7 @@ class DiameterField(QWidget):
             self.told.emit("⚠ The model finds no objects to measure: type a diameter.")
             return
         self.spin.setValue(diameter)
-        self.told.emit(f"Objects are about {diameter:.0f} px across")
+        self.told.emit(f"Objects are about {self.spin.value():.0f} px across")
 
     def _on_error(self, job: Job, error: Exception) -> None:
         if self._ended(job):
