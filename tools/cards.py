@@ -180,7 +180,7 @@ def _worst_of(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _facts(entry: Entry, scores: Mapping[str, Any]) -> str:
     header, made = entry.header, entry.header.provenance
     model = Model.load(entry.name)
-    device = scores["provenance"]["device"]
+    device, precision = (scores["provenance"][k] for k in ("device", "precision"))
     speed = scores["summary"]["seconds_per_megapixel"]
     rows = {
         "System": f"{entry.system}, {PAGES[entry.system]}",
@@ -207,8 +207,7 @@ def _facts(entry: Entry, scores: Mapping[str, Any]) -> str:
         )
         rows["Chosen on"] = (
             f"{made['validation_images']} of the {scores['summary']['images']} "
-            "validation images: the epoch, and from which score on a pixel or an "
-            "object counts"
+            f"validation images: {_chosen(entry)}"
         )
         recipe, learned = made["recipe"], RECIPES[entry.name].told_loss
         rows["Recipe"] = (
@@ -218,12 +217,20 @@ def _facts(entry: Entry, scores: Mapping[str, Any]) -> str:
         )
     rows["Terms"] = "images and masks CC0, weights as the program"
     rows["Time"] = (
-        f"{speed['mean']:.1f} ± {speed['std']:.1f} s per megapixel on {device}, mean "
-        "over the validation images, half of which are of 256×256 pixels"
+        f"{speed['mean']:.1f} ± {speed['std']:.1f} s per megapixel on {device} in "
+        f"{precision}, mean over the validation images, half of which are of 256×256 "
+        "pixels"
     )
     table = _table(["", ""], [[k, v] for k, v in rows.items()])
     does = "Finds nuclei in fluorescence, bright-field and stained images."
     return f"{does}\n\n{table}"
+
+
+def _chosen(entry: Entry) -> str:
+    if not entry.header.provenance["recipe"]["calibrate"] or entry.system == "S0":
+        return "the epoch"
+    what = "an object" if entry.system == "S4" else "a pixel"
+    return f"the epoch, and from which score on {what} counts"
 
 
 def _quality(scores: Mapping[str, Any]) -> str:
@@ -266,8 +273,8 @@ def _worst(worst: list[dict[str, Any]], picture: str) -> str:
     head = ["image", "kind", "Dice", "precision", "recall", "AP"]
     return (
         "The validation images of least AP, from left to right. Gray: found; orange: "
-        "missed; blue: not in the masks; white: outlines of the masks. AP is low where "
-        "touching nuclei were taken for one, however well their pixels are found.\n\n"
+        "missed; blue: not in the masks; white: outlines of the masks. AP is low, too, "
+        "where touching nuclei were taken for one, however well pixels are found.\n\n"
         f"![Where masks and model agree]({picture})\n\n{_table(head, rows)}"
     )
 
