@@ -232,13 +232,14 @@ def laid_out(comparison: str, runs: dict[str, Any]) -> str:
         for name, side in sides.items()
     }
     every = [run for each in rows.values() for run in each]
+    # Those of a run that was paused are not kept.
     seconds = [run["seconds"] for run in every if run["seconds"] is not None]
-    threads = " or ".join(sorted({f"{run['machine']['threads']}" for run in every}))
+    precisions = " or ".join(sorted({run["precision"] for run in every}))
+    threads = " or ".join(sorted({str(run["machine"]["threads"]) for run in every}))
     budget = (
         f"{len(seeds)} seeds, {share:.0%} of the budget: {min(seconds):.0f} to "
-        f"{max(seconds):.0f} s of training a run, in "
-        f"{' or '.join(sorted({run['precision'] for run in every}))} on "
-        f"{threads} thread{'' if threads == '1' else 's'}.\n"
+        f"{max(seconds):.0f} s of training a run, in {precisions}, threads: {threads}."
+        "\n"
     )
     scores = {name: [r["scores"] for r in each] for name, each in rows.items()}
     told = _curve(scores) if comparison == "few" else _side_by_side(scores)
