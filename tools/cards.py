@@ -180,7 +180,10 @@ def _worst_of(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _facts(entry: Entry, scores: Mapping[str, Any]) -> str:
     header, made = entry.header, entry.header.provenance
     model = Model.load(entry.name)
-    device, precision = (scores["provenance"][k] for k in ("device", "precision"))
+    device, computed = (scores["provenance"][k] for k in ("device", "precision"))
+    # Of several together, one for each.
+    each = {computed} if isinstance(computed, str) else set(computed)
+    precision = " and ".join(sorted(each))
     speed = scores["summary"]["seconds_per_megapixel"]
     rows = {
         "System": f"{entry.system}, {PAGES[entry.system]}",
@@ -192,6 +195,7 @@ def _facts(entry: Entry, scores: Mapping[str, Any]) -> str:
         "where the image's own is not given it is measured first",
     }
     if header.parts:
+        rows["Size"] = f"{entry.megabytes:.1f} MB, all in the files of its members"
         rows["Objects"] = (
             "shown to each member at the size it knows; where their diameter is not "
             "given it is measured first"
