@@ -226,7 +226,7 @@ def laid_out(comparison: str, runs: dict[str, Any]) -> str:
         if seeds:
             break
     else:
-        return "Not run yet.\n"
+        return "Not run for all sides yet.\n"
     rows = {
         name: [runs[side.digest(seed, share)] for seed in seeds]
         for name, side in sides.items()

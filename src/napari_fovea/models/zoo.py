@@ -48,7 +48,7 @@ class Entry:
 
     @property
     def system(self) -> str:
-        """``"S0"`` to ``"S4"``."""
+        """``"S0"`` to ``"S4"``, or ``"ensemble"``."""
         return system_of(self.header.network, self.header.config)
 
     @property
