@@ -38,6 +38,14 @@ def scores_of(name: str) -> dict[str, Any]:
 
 
 @pytest.fixture
+def zoo(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import zoo
+
+    return zoo
+
+
+@pytest.fixture
 def cards(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(ROOT / "tools")
     monkeypatch.delitem(sys.modules, "cards", raising=False)
@@ -66,11 +74,8 @@ def test_the_default_is_the_best_single_model() -> None:
 
 
 def test_the_ensemble_is_gathered_anew_when_members_change(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, zoo: Any
 ) -> None:
-    monkeypatch.syspath_prepend(ROOT / "tools")
-    import zoo
-
     monkeypatch.setattr(zoo, "WEIGHTS", tmp_path)
     monkeypatch.setattr(zoo, "MEMBERS", ("unet", "focusnet"))
     path = tmp_path / f"{zoo.ENSEMBLE}.safetensors"
@@ -91,7 +96,7 @@ def test_the_ensemble_is_gathered_anew_when_members_change(
 
 
 @pytest.mark.parametrize("name", CARDED)
-def test_models_say_what_made_them_and_how_good_they_are(name: str) -> None:
+def test_models_say_what_made_them_and_how_good_they_are(name: str, zoo: Any) -> None:
     header = entry_of(name).header
     made, told = header.provenance, scores_of(name)["summary"]
     assert "CC0" in made["data"]
@@ -103,9 +108,11 @@ def test_models_say_what_made_them_and_how_good_they_are(name: str) -> None:
         )
         return
     assert made["training_images"] == 501
-    assert name in RECIPES
-    recipe = RECIPES[name]
-    assert made["recipe"] == json.loads(json.dumps(asdict(recipe)))
+    for step in reversed(zoo.recipes(name)):
+        recipe = RECIPES[step]
+        assert made["recipe"] == json.loads(json.dumps(asdict(recipe)))
+        made = made["started_from"]
+    assert made is None
     assert header.network == recipe.network
     assert header.object_diameter == recipe.diameter
     assert header.scan.diameter == "auto"

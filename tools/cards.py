@@ -20,6 +20,7 @@ from napari_fovea.images import axes_beside
 from napari_fovea.inference.sizes import enlarge
 from napari_fovea.models import Entry, shipped
 from napari_fovea.training.recipes import RECIPES
+from zoo import recipes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -213,11 +214,11 @@ def _facts(entry: Entry, scores: Mapping[str, Any]) -> str:
             f"{made['validation_images']} of the {scores['summary']['images']} "
             f"validation images: {_chosen(entry)}"
         )
-        recipe, learned = made["recipe"], RECIPES[entry.name].told_loss
-        rows["Recipe"] = (
-            f"`{entry.name}`: {recipe['epochs']} epochs, loss {learned}, "
-            f"{recipe['optimiser']}, computed in {made['precision']}, "
-            f"seed {made['seed']}, {made['date']}"
+        rows["Recipe"] = "; then ".join(
+            f"`{name}`: {step['recipe']['epochs']} epochs, loss "
+            f"{RECIPES[name].told_loss}, {step['recipe']['optimiser']}, computed in "
+            f"{step['precision']}, seed {step['seed']}, {step['date']}"
+            for name, step in _steps(entry)
         )
     rows["Terms"] = "images and masks CC0, weights as the program"
     rows["Time"] = (
@@ -228,6 +229,16 @@ def _facts(entry: Entry, scores: Mapping[str, Any]) -> str:
     table = _table(["", ""], [[k, v] for k, v in rows.items()])
     does = "Finds nuclei in fluorescence, bright-field and stained images."
     return f"{does}\n\n{table}"
+
+
+def _steps(entry: Entry) -> list[tuple[str, dict[str, Any]]]:
+    """Name the recipes that made a model, in order, and what is known of each."""
+    told: list[dict[str, Any]] = []
+    step = entry.header.provenance
+    while step:
+        told.insert(0, step)
+        step = step["started_from"]
+    return list(zip(recipes(entry.name), told, strict=True))
 
 
 def _chosen(entry: Entry) -> str:
@@ -291,13 +302,17 @@ def _again(entry: Entry) -> str:
     )
     if entry.header.parts:
         return f"Every figure:\n\n```sh\n{evaluate}\n```\n"
-    train = (
-        f"napari-fovea train --recipe {entry.name} --name {entry.name} \\\n"
-        "    --images train/images --labels train/labels \\\n"
-        "    --val-images val/images --val-labels val/labels \\\n"
-        f"    --classes nucleus --precision {entry.header.provenance['precision']} \\\n"
-        f"    --output {entry.name}.safetensors"
-    )
+    steps, start = [], ""
+    for recipe, made in _steps(entry):
+        steps.append(
+            f"napari-fovea train --recipe {recipe} --name {entry.name} \\\n"
+            "    --images train/images --labels train/labels \\\n"
+            "    --val-images val/images --val-labels val/labels \\\n"
+            f"    --classes nucleus --precision {made['precision']} \\\n"
+            f"    {start}--output {recipe}.safetensors"
+        )
+        start = f"--start {recipe}.safetensors "
+    train = "\n".join(steps)
     return (
         f"Every figure:\n\n```sh\n{evaluate}\n```\n\nThe weights; `make zoo` does "
         f"both:\n\n```sh\n{train}\n```\n"

@@ -32,6 +32,9 @@ MODELS = (
     "retina-shared-nuclei",
     "retina-nuclei",
 )
+MORE = {"focusnet-nuclei": ("focusnet-nuclei-more",)}
+"""Recipes by which a model learns on, after the one of its own name."""
+
 ENSEMBLE = "ensemble-nuclei"
 MEMBERS = (
     "r2-attention-unet-nuclei",
@@ -82,36 +85,44 @@ def main() -> None:
 
 def train(name: str, nuclei: Path, runs: Path, device: str) -> None:
     """Train a model, or go on where training was left, and put it into the package."""
-    finished = runs / f"{name}.safetensors"
-    if not finished.is_file():
-        # What a run that failed leaves is not to be taken for a model.
-        under_way = runs / f"{name}.part.safetensors"
-        fast = str(fast_precision(pick(device))).removeprefix("torch.")
-        call(
-            *("train", "--recipe", name, "--name", name, "--classes", "nucleus"),
-            *("--images", nuclei / "train" / "images"),
-            *("--labels", nuclei / "train" / "labels"),
-            *("--val-images", nuclei / "val" / "images"),
-            *("--val-labels", nuclei / "val" / "labels"),
-            *("--note", DATA_NOTE, "--precision", fast, "--device", device),
-            *("--output", under_way),
-        )
-        under_way.replace(finished)
-    ship(finished)
+    start: tuple[object, ...] = ()
+    for recipe in recipes(name):
+        finished = runs / f"{recipe}.safetensors"
+        if not finished.is_file():
+            # What a run that failed leaves is not to be taken for a model.
+            under_way = runs / f"{recipe}.part.safetensors"
+            fast = str(fast_precision(pick(device))).removeprefix("torch.")
+            call(
+                *("train", "--recipe", recipe, "--name", name, "--classes", "nucleus"),
+                *("--images", nuclei / "train" / "images"),
+                *("--labels", nuclei / "train" / "labels"),
+                *("--val-images", nuclei / "val" / "images"),
+                *("--val-labels", nuclei / "val" / "labels"),
+                *("--note", DATA_NOTE, "--precision", fast, "--device", device),
+                *("--output", under_way, *start),
+            )
+            under_way.replace(finished)
+        start = ("--start", finished)
+    ship(finished, name)
 
 
-def ship(path: Path) -> None:
+def recipes(name: str) -> tuple[str, ...]:
+    """Name the recipes of a model, one after the other."""
+    return name, *MORE.get(name, ())
+
+
+def ship(path: Path, name: str) -> None:
     """Write a trained model into the package, if it is not the one that is there."""
     from napari_fovea import Model
 
     made = Model.load(path)
-    there = WEIGHTS / path.name
+    there = WEIGHTS / f"{name}.safetensors"
     if there.is_file() and _weights(Model.load(there)) == _weights(made, half=True):
         return
     made.save(there, half=True)
     # What was scored was another model.
-    (CARDS / f"{path.stem}.json").unlink(missing_ok=True)
-    if path.stem in MEMBERS:
+    (CARDS / f"{name}.json").unlink(missing_ok=True)
+    if name in MEMBERS:
         (CARDS / f"{ENSEMBLE}.json").unlink(missing_ok=True)
 
 

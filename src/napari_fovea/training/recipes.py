@@ -242,6 +242,16 @@ RECIPES: dict[str, Recipe] = {
     # The models that ship.
     # At twice the rate, and in batches of 8, it took all for background for 10 epochs.
     "focusnet-nuclei": _nuclei("focusnet", epochs=40, learning_rate=1e-3, batch_size=4),
+    # From those weights, for it gave way to what is dark on light or of odd gamma.
+    "focusnet-nuclei-more": _nuclei(
+        "focusnet",
+        epochs=8,
+        learning_rate=5e-4,
+        averaging=0.99,
+        validate_every=4,
+        augmentation=replace(_LESS, gamma=(0.35, 2.8), invert=0.2),
+        last=0.0,
+    ),
     # The largest of these networks withstands what it was hardly shown in the end.
     "r2-attention-unet-nuclei": _nuclei(
         "r2-attention-unet",
