@@ -147,15 +147,13 @@ COMPARISONS: dict[str, dict[str, Side]] = {
         )
     },
     "few": {
-        f"{system}, {size or 'all'} images": Side(
-            recipe, crops, {"normalise": True} if recipe is _S1 else {}, images=size
-        )
+        f"{system}, {size or 'all'} images": Side(recipe, crops, config, images=size)
         for size in SIZES
-        for system, recipe, crops in (
-            ("S0 retina", _plain("retina-nuclei"), 53_248),
-            ("S0 shared", _plain("retina-shared-nuclei"), 3_000),
-            ("S1 FocusNet", _S1, 4_800),
-            ("S2", _plain("r2-attention-unet-nuclei", side=_SMALL), 4_800),
+        for system, recipe, crops, config in (
+            ("S0 retina", _plain("retina-nuclei"), 53_248, {}),
+            ("S0 shared", _plain("retina-shared-nuclei"), 3_000, {}),
+            ("S1 FocusNet", _S1, 4_800, {"normalise": True}),
+            ("S2", _plain("r2-attention-unet-nuclei", side=_SMALL), 4_800, {}),
         )
     },
 }
