@@ -13,16 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from skimage.feature import multiscale_basic_features
 from skimage.measure import label
 from skimage.transform import resize
 from sklearn.ensemble import RandomForestClassifier
 
 from machine import DATA, tell
-from napari_fovea import Model, complete
+from napari_fovea import Model, complete, segment
 from napari_fovea.files import read_image, read_labels
-from napari_fovea.inference.segmenting import reader_for
 from napari_fovea.metrics import dice
 from napari_fovea.training.labelling import Labelling
 from napari_fovea.training.painted import Annotation, Painted, read_painted
@@ -34,7 +32,7 @@ from strokes import simulated
 if TYPE_CHECKING:
     from napari_fovea.training.learned import Tuned
 
-CPU = torch.device("cpu")
+CPU = "cpu"
 FOREST = {"n_estimators": 50, "max_depth": 10, "n_jobs": -1, "random_state": 0}
 Picture = tuple[np.ndarray, np.ndarray, np.ndarray]  # image, objects, strokes
 
@@ -132,15 +130,9 @@ def forest(pictures: list[Picture], tests: list[np.ndarray]) -> list[np.ndarray]
 
 
 def told(model: Model, image: np.ndarray) -> np.ndarray:
-    """Objects by a model, at the image's own size and scale."""
-    nothing = np.zeros(image.shape[:2], np.uint8)
-    nothing[0, 0], nothing[-1, -1] = 1, 2
-    plane = read_painted([Annotation(image, nothing)], model).planes[0]
-    run = reader_for(model, CPU, nothing.shape).read(
-        plane.image, scale=(1.0, 1.0), cancelled=lambda: False
-    )
-    probabilities = model.class_probabilities(complete(run).outputs).numpy()
-    return probabilities.argmax(0) > 0
+    """Objects by a model, as a user gets them from its file."""
+    found: np.ndarray = complete(segment(image, model, device=CPU)).labels > 0
+    return found
 
 
 def painted(pictures: list[Picture], model: Model) -> Painted:
@@ -152,7 +144,7 @@ def painted(pictures: list[Picture], model: Model) -> Painted:
 
 def learn(model: Model, pictures: list[Picture], *, mode: str, options: Any) -> Tuned:
     """Let a model learn from strokes."""
-    tuner = Tuner(model, device="cpu")
+    tuner = Tuner(model, device=CPU)
     strokes = painted(pictures, model)
     if mode == "instant":
         run = tuner.instant(strokes)
@@ -220,7 +212,7 @@ def speed(model: Model) -> None:
     objects = objects.astype(np.int64)
     strokes = simulated(objects, seed=0)
     picture = (image, objects, strokes)
-    tuner = Tuner(model, device="cpu")
+    tuner = Tuner(model, device=CPU)
     began = time.perf_counter()
     complete(tuner.instant(painted([picture], model)))
     first = time.perf_counter() - began
