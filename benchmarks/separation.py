@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SETTINGS: dict[str, tuple[float, ...]] = {
-    "_PROMINENCE": (0.05, 0.07, 0.1, 0.14, 0.2),
+    "_PROMINENCE": (0.07, 0.1, 0.14, 0.2, 0.28, 0.4),
     "_SMOOTHING": (0.04, 0.06, 0.08, 0.11, 0.15),
-    "_LEAST_AREA": (0.03, 0.06, 0.12, 0.18, 0.25),
+    "_LEAST_AREA": (0.03, 0.06, 0.09, 0.13, 0.18),
 }
 Map = tuple["NDArray[np.uint8]", "NDArray[np.floating]", "NDArray[np.integer]", float]
 
