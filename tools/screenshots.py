@@ -1,4 +1,4 @@
-"""Make the pictures of the Focus path and Attention docks that the docs show.
+"""Make the pictures of the docks that the docs show.
 
 Works the docks as a user does, on sample images that come with the package, and
 writes into ``docs/images``. Needs a display, such as Xvfb: ``make screenshots``.
@@ -10,6 +10,7 @@ import argparse
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +19,19 @@ import napari
 import numpy as np
 from PIL import Image
 from qtpy.QtWidgets import QApplication
+from scipy.ndimage import binary_dilation
+from skimage.draw import line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 SIZE = (1400, 900)
+STROKES: dict[int, list[tuple[tuple[int, int], ...]]] = {
+    1: [],
+    2: [],
+}
+"""On the stained tissue: background and nuclei, corner by corner."""
 GIF = {"seconds": "9", "fps": "15", "side": "420"}
 
 
@@ -52,6 +60,55 @@ def shoot(viewer: napari.Viewer, file: Path) -> None:
     shot = viewer.screenshot(canvas_only=False, flash=False)
     Image.fromarray(shot[..., :3]).save(file, optimize=True)
     sys.stdout.write(f"wrote {file}\n")
+
+
+def segmenting(
+    viewer: napari.Viewer, image: str, done: Path, *, live: Path | None = None
+) -> None:
+    """Show the Model and Segment docks after a run, and in the midst of it."""
+    model, dock = opened(viewer, "Model"), opened(viewer, "Segment")
+    choose(dock, "retina-nuclei")
+    dock.images.setCurrentText(image)
+    wait(60, dock.run_button.isEnabled)
+    dock.run_button.click()
+    if live is not None:
+        wait(300, lambda: dock.progress.value() > 400)
+        shoot(viewer, live)
+    wait(300, lambda: dock.job is None and dock.results.idle)
+    shoot(viewer, done)
+    for each in (dock, model):
+        viewer.window.remove_dock_widget(each)
+
+
+def learning(viewer: napari.Viewer, image: str, file: Path) -> None:
+    """Show the Fine-tune dock after strokes were painted and learned from."""
+    show_only(viewer, image)
+    dock = opened(viewer, "Fine-tune")
+    choose(dock, "r2-attention-unet-nuclei")
+    dock.form.images.setCurrentText(image)
+    wait(60, dock.form.new_button.isEnabled)
+    dock.form.new_button.click()
+    wait(5, lambda: dock.job is not None)
+    wait(120, lambda: dock.job is None and dock.plane.results is not None)
+    labels = viewer.layers[f"{image} strokes"]
+    for number, strokes in STROKES.items():
+        for stroke in strokes:
+            paint(labels, stroke, number)
+    dock.form.train_button.click()
+    wait(300, lambda: dock.job is None and dock.plane.results.idle)
+    shoot(viewer, file)
+    viewer.window.remove_dock_widget(dock)
+    viewer.layers.remove(labels)
+
+
+def paint(labels: Any, places: tuple[tuple[int, int], ...], number: int) -> None:
+    """Paint a stroke of straight lines between places."""
+    stroke = np.zeros(labels.data.shape, bool)
+    for begin, end in pairwise(places):
+        stroke[line(*begin, *end)] = True
+    stroke = binary_dilation(stroke, iterations=2)
+    with labels.block_history():
+        labels.data_setitem(np.nonzero(stroke), number)
 
 
 def segmented(viewer: napari.Viewer, image: str) -> None:
@@ -143,6 +200,8 @@ def main() -> None:
     viewer.window.resize(*SIZE)
     viewer.open_sample("napari-fovea", "ihc")
     viewer.layers.selection.active = viewer.layers["ihc"]
+    both = (folder / "ihc.png", folder / "ihc-live.png")
+    segmenting(viewer, "ihc", both[0], live=both[1])
     player(viewer, "ihc", folder / "focus-path-ihc.png", share=0.28)
     attention(
         viewer,
@@ -158,6 +217,7 @@ def main() -> None:
     viewer.theme = "light"
     viewer.open_sample("napari-fovea", "synthetic")
     viewer.layers.selection.active = viewer.layers["nuclei"]
+    segmenting(viewer, "nuclei", folder / "synthetic.png")
     player(viewer, "nuclei", folder / "focus-path-nuclei.png", share=0.6)
     attention(
         viewer,
