@@ -277,7 +277,7 @@ def _curve(scores: dict[str, list[Scores]]) -> str:
     systems = list(dict.fromkeys(name.split(", ")[0] for name in scores))
     told = []
     for measure in ("dice", "ap"):
-        table = [[MEASURES[measure], *sizes]]
+        table = [[MEASURES[measure], "1 image", *sizes[1:]]]
         for system in systems:
             row = [[r[measure] for r in scores[f"{system}, {n}"]] for n in sizes]
             table.append([system, *map(_spread, row)])

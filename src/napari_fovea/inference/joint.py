@@ -76,7 +76,6 @@ class JointReader:
             try:
                 while True:
                     step = next(run)
-
                     part = votes.plus(member, step)
                     yield Step(
                         (index + min(1.0, step.fraction)) / count,

@@ -70,7 +70,7 @@ class FineTuneForm(QWidget):
     shared : Session
         What the docks share.
     region : callable
-        Tells the plane whose objects are measured.
+        Tells the part of an image whose objects are measured.
     """
 
     painted_with = Signal(int)
