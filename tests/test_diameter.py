@@ -20,8 +20,10 @@ from napari_fovea.inference import diameter as diameter_module
 from napari_fovea.inference.choosing import reader_for
 from napari_fovea.inference.sizes import enlarge, typical_diameter
 from napari_fovea.models import DEFAULT
+from napari_fovea.networks import Adapted, AdaptedRetina
 from napari_fovea.sample_data import make_nuclei
 from napari_fovea.scale import segment_large
+from napari_fovea.training.adapting import adapted
 from napari_fovea.training.samples import DEPTHS, VOID, depth_classes, make_sample
 from napari_fovea.training.sizing import odds_of, to_diameter
 
@@ -128,6 +130,26 @@ def test_segmenting_measures_first_where_a_model_wants_it(auto: Model) -> None:
     again = complete(segment(image, auto, diameter=diameter, device="cpu"))
     np.testing.assert_array_equal(again.instances, found.instances)
     assert not again.provenance["diameter_estimated"]
+
+
+@pytest.mark.parametrize("classes", [("a", "b"), ("a", "b", "c")])
+@pytest.mark.parametrize("name", ["focusnet-nuclei", "retina-shared-nuclei"])
+def test_what_strokes_taught_does_not_change_how_objects_are_measured(
+    name: str, classes: tuple[str, ...]
+) -> None:
+    image, truth = scaled(1.5)
+    model = Model.load(name)
+    learned = adapted(model, classes)
+    network = learned.network
+    assert isinstance(network, Adapted | AdaptedRetina)
+    weights = network.weights.clone()
+    weights[-1, -1] = 50.0  # all of the image is of the last class
+    network.weights = weights
+    found = complete(segment(image, learned, diameter=40, device="cpu")).labels
+    assert (found == len(classes) - 1).all()
+    assert estimate_diameter(image, learned, device="cpu") == pytest.approx(
+        typical_diameter(truth), rel=0.25
+    )
 
 
 def test_any_model_that_knows_its_size_may_be_asked_to_measure() -> None:

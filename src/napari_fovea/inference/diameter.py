@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +15,12 @@ from napari_fovea.inference.choosing import reader_for
 from napari_fovea.inference.reading import complete
 from napari_fovea.inference.sizes import typical_diameter
 from napari_fovea.models import Model
-from napari_fovea.networks import RetinaConfig, SharedRetinaConfig
+from napari_fovea.networks import (
+    Adapted,
+    AdaptedRetina,
+    RetinaConfig,
+    SharedRetinaConfig,
+)
 from napari_fovea.retina import entropy
 
 if TYPE_CHECKING:
@@ -98,6 +103,7 @@ def estimated(
     """Estimate the diameter of objects of a normalised plane (C, H, W)."""
     if model.members:
         model = model.members[0]  # of what they see, not of how well, members agree
+    model = _unadapted(model)
     looks: dict[float, _Look] = {}
 
     def look(factor: float) -> _Look:
@@ -122,6 +128,26 @@ def estimated(
         if best != factor:
             break
     return look(best).diameter
+
+
+def _unadapted(model: Model) -> Model:
+    """Give the model of whose opinion one that reads evidence begins.
+
+    What a few strokes taught of objects at one size is no guide at others, where all
+    may look like an object.
+    """
+    network = model.network
+    if not isinstance(network, Adapted | AdaptedRetina):
+        return model
+    told = network.config
+    own = tuple(map(str, range(told.spoken)))
+    return replace(
+        model,
+        network=network.base,
+        classes=model.classes if told.kept else own,
+        outputs=told.belongs,
+        depths=model.depths if told.kept else None,
+    )
 
 
 @dataclass(frozen=True)
