@@ -129,23 +129,37 @@ def forest(pictures: list[Picture], tests: list[np.ndarray]) -> list[np.ndarray]
     return found
 
 
-def told(model: Model, image: np.ndarray) -> np.ndarray:
+def told(
+    model: Model, image: np.ndarray, *, diameter: float | None = None
+) -> np.ndarray:
     """Objects by a model, as a user gets them from its file."""
-    found: np.ndarray = complete(segment(image, model, device=CPU)).labels > 0
+    run = segment(image, model, device=CPU, diameter=diameter)
+    found: np.ndarray = complete(run).labels > 0
     return found
 
 
-def painted(pictures: list[Picture], model: Model) -> Painted:
+def painted(
+    pictures: list[Picture], model: Model, *, diameter: float | None = None
+) -> Painted:
     """Read strokes as a model does."""
-    return read_painted(
-        [Annotation(im, s, str(i)) for i, (im, _, s) in enumerate(pictures)], model
-    )
+    annotations = [
+        Annotation(im, s, str(i), diameter=diameter)
+        for i, (im, _, s) in enumerate(pictures)
+    ]
+    return read_painted(annotations, model)
 
 
-def learn(model: Model, pictures: list[Picture], *, mode: str, options: Any) -> Tuned:
+def learn(
+    model: Model,
+    pictures: list[Picture],
+    *,
+    mode: str,
+    options: Any,
+    diameter: float | None = None,
+) -> Tuned:
     """Let a model learn from strokes."""
     tuner = Tuner(model, device=CPU)
-    strokes = painted(pictures, model)
+    strokes = painted(pictures, model, diameter=diameter)
     if mode == "instant":
         run = tuner.instant(strokes)
     else:
@@ -248,8 +262,11 @@ def speed(model: Model) -> None:
 
 
 def membranes(model: Model, options: Any) -> None:
-    """Strokes on few sections of a kind of image that no model has seen."""
-    folder = DATA / "membranes"
+    """Strokes on few sections of a kind of image that no model has seen.
+
+    At their own size: what a model of nuclei measures of them means nothing.
+    """
+    folder, size = DATA / "membranes", model.object_diameter
     pairs = pair_files(folder / "images", folder / "labels")
     for count in (1, 2, 4):
         columns: dict[str, list[float]] = {}
@@ -265,8 +282,10 @@ def membranes(model: Model, options: Any) -> None:
             truths = [read_labels(truth) > 0 for _, truth in tests]
             found = {"forest": forest(pictures, images)}
             for mode in ("instant", "thorough") if options.seconds else ("instant",):
-                tuned = learn(model, pictures, mode=mode, options=options)
-                found[mode] = [told(tuned.model, image) for image in images]
+                tuned = learn(
+                    model, pictures, mode=mode, options=options, diameter=size
+                )
+                found[mode] = [told(tuned.model, im, diameter=size) for im in images]
             for key, some in found.items():
                 scores = [dice(a, b) for a, b in zip(some, truths, strict=True)]
                 columns.setdefault(key, []).extend(scores)
