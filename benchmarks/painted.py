@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from napari_fovea.training.learned import Tuned
 
 CPU = "cpu"
+LARGER = 11.0
+"""A diameter told of objects, so that the model is shown more pixels."""
 FOREST = {"n_estimators": 50, "max_depth": 10, "n_jobs": -1, "random_state": 0}
 Picture = tuple[np.ndarray, np.ndarray, np.ndarray]  # image, objects, strokes
 
@@ -43,7 +45,10 @@ def main() -> None:
     parser.add_argument(
         "--parts",
         nargs="+",
-        default=["nuclei", "other", "speed", "membranes", "transfer", "guard"],
+        default=[
+            *("nuclei", "other", "speed", "enlarged"),
+            *("membranes", "transfer", "guard"),
+        ],
     )
     parser.add_argument("--model", default="focusnet-nuclei", help="a name or file")
     parser.add_argument("--every", type=int, default=3, help="take every n-th image")
@@ -61,6 +66,8 @@ def main() -> None:
             alone("nuclei from another kind", other_kind(options.other), options)
         elif part == "speed":
             speed(shipped)
+        elif part == "enlarged":
+            speed(shipped, part=part, diameter=LARGER)
         elif part == "membranes":
             membranes(shipped, options)
         elif part == "transfer":
@@ -218,7 +225,7 @@ def summary(columns: dict[str, list[float]]) -> dict[str, float]:
     return {k: round(float(np.mean(v)), 4) for k, v in columns.items()}
 
 
-def speed(model: Model) -> None:
+def speed(model: Model, *, part: str = "speed", diameter: float | None = None) -> None:
     """How long a refit and the view of 512×512 pixels take, beside the forest."""
     image, objects, _ = nuclei(12)[0]
     image = np.asarray(resize(image, (512, 512), preserve_range=True)).astype(np.uint8)
@@ -228,18 +235,20 @@ def speed(model: Model) -> None:
     picture = (image, objects, strokes)
     tuner = Tuner(model, device=CPU)
     began = time.perf_counter()
-    complete(tuner.instant(painted([picture], model)))
+    complete(tuner.instant(painted([picture], model, diameter=diameter)))
     first = time.perf_counter() - began
     times, views = [], []
     for seed in range(1, 8):
         more = simulated(objects, seed=seed)
         strokes = np.where(more > 0, more, strokes)  # strokes are added to strokes
-        read = painted([(image, objects, strokes)], model)
+        read = painted([(image, objects, strokes)], model, diameter=diameter)
         began = time.perf_counter()
         tuned = complete(tuner.instant(read))
         times.append(time.perf_counter() - began)
         began = time.perf_counter()
-        tuner.segment(image, 0, name="0", rgb=None, model=tuned.model)
+        tuner.segment(
+            image, 0, name="0", rgb=None, model=tuned.model, diameter=diameter
+        )
         views.append(time.perf_counter() - began)
     began = time.perf_counter()
     forest([(image, objects, strokes)], [image])
@@ -248,8 +257,9 @@ def speed(model: Model) -> None:
     tell(
         "painted",
         {
-            "part": "speed",
+            "part": part,
             "model": model.name,
+            "side_as_shown": round(read.planes[0].image.shape[-1]),
             "first_refit": round(first, 3),
             "refit": round(float(np.median(times)), 3),
             "view": round(float(np.median(views)), 3),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ from learning import (
     weights,
 )
 from napari_fovea import complete, segment
+from napari_fovea.sample_data import make_nuclei
 from napari_fovea.training import seeing
 from napari_fovea.training.painted import Annotation, read_painted
 from napari_fovea.training.tuner import Tuner
@@ -61,6 +63,27 @@ def test_the_same_strokes_again_are_no_better(one: Annotation) -> None:
     assert again.verdict.after == pytest.approx(first.verdict.after, abs=1e-5)
     assert not again.verdict.better
     assert same(weights(again.model), weights(first.model)), "all is fitted anew"
+
+
+def test_an_image_that_is_enlarged_is_looked_at_once() -> None:
+    image, truth = make_nuclei((256, 256), seed=2)
+    model = replace(made(channels=1), object_diameter=24.0)
+    tuner = Tuner(model, device="cpu")
+    looks: list[int] = []
+    strokes = np.where(truth > 0, 2, 0).astype(np.uint8)
+    strokes[:20], strokes[120:], strokes[:, 90:] = 0, 0, 0
+    strokes[::40] = 1
+    tuner.prepare(model.classes).base.register_forward_hook(lambda *_: looks.append(1))
+    more = strokes.copy()
+    more[200:204, :60] = 1
+    for some in (strokes, more):
+        painted = read_painted([Annotation(image, some, diameter=5.6)], model)
+        assert painted.planes[0].image.shape == (1, 1097, 1097)
+        tuned = followed(tuner.instant(painted))[1]
+        tuner.segment(
+            image, 0, name="image", rgb=False, model=tuned.model, diameter=5.6
+        )
+    assert len(looks) == 1
 
 
 def test_a_class_may_be_added_after_a_refit(

@@ -7,11 +7,13 @@ writes into ``docs/images``. Needs a display, such as Xvfb: ``make screenshots``
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import imageio.v3 as imageio
@@ -22,14 +24,30 @@ from qtpy.QtWidgets import QApplication
 from scipy.ndimage import binary_dilation
 from skimage.draw import line
 
+from napari_fovea.models import DEFAULT
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 SIZE = (1400, 900)
 STROKES: dict[int, list[tuple[tuple[int, int], ...]]] = {
-    1: [],
-    2: [],
+    1: [
+        ((195, 345), (215, 355)),
+        ((70, 258), (125, 272)),
+        ((100, 330), (150, 355)),
+        ((285, 185), (300, 205)),
+        ((310, 60), (330, 80)),
+    ],
+    2: [
+        ((170, 306), (186, 310)),
+        ((243, 368), (268, 370)),
+        ((80, 346), (90, 334)),
+        ((115, 420), (108, 435)),
+        ((160, 91), (178, 92)),
+        ((456, 354), (471, 358)),
+        ((421, 122), (430, 140)),
+    ],
 }
 """On the stained tissue: background and nuclei, corner by corner."""
 GIF = {"seconds": "9", "fps": "15", "side": "420"}
@@ -63,28 +81,40 @@ def shoot(viewer: napari.Viewer, file: Path) -> None:
 
 
 def segmenting(
-    viewer: napari.Viewer, image: str, done: Path, *, live: Path | None = None
+    viewer: napari.Viewer, image: str, model: str, file: Path, *, live: bool = False
 ) -> None:
-    """Show the Model and Segment docks after a run, and in the midst of it."""
-    model, dock = opened(viewer, "Model"), opened(viewer, "Segment")
-    choose(dock, "retina-nuclei")
+    """Show the Model and Segment docks after a run, or in the midst of it."""
+    model_dock, dock = opened(viewer, "Model"), opened(viewer, "Segment")
+    choose(dock, model)
     dock.images.setCurrentText(image)
     wait(60, dock.run_button.isEnabled)
     dock.run_button.click()
-    if live is not None:
+    if live:
         wait(300, lambda: dock.progress.value() > 400)
-        shoot(viewer, live)
+        shoot(viewer, file)
+        dock.cancel_button.click()
     wait(300, lambda: dock.job is None and dock.results.idle)
-    shoot(viewer, done)
-    for each in (dock, model):
+    if not live:
+        shoot(viewer, file)
+    for each in (dock, model_dock):
         viewer.window.remove_dock_widget(each)
+
+
+def showing(sample: str, image: str, *, theme: str = "dark") -> napari.Viewer:
+    """Open a viewer with a sample image."""
+    viewer = napari.Viewer(show=True)
+    viewer.window.resize(*SIZE)
+    viewer.theme = theme
+    viewer.open_sample("napari-fovea", sample)
+    viewer.layers.selection.active = viewer.layers[image]
+    return viewer
 
 
 def learning(viewer: napari.Viewer, image: str, file: Path) -> None:
     """Show the Fine-tune dock after strokes were painted and learned from."""
     show_only(viewer, image)
     dock = opened(viewer, "Fine-tune")
-    choose(dock, "r2-attention-unet-nuclei")
+    choose(dock, DEFAULT)
     dock.form.images.setCurrentText(image)
     wait(60, dock.form.new_button.isEnabled)
     dock.form.new_button.click()
@@ -195,13 +225,21 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=IMAGES)
     folder = parser.parse_args().output
     folder.mkdir(parents=True, exist_ok=True)
+    home = TemporaryDirectory()  # no strokes that somebody left unsaved
+    os.environ["NAPARI_FOVEA_HOME"] = home.name
     seek(folder / "seek.gif")
-    viewer = napari.Viewer(show=True)
-    viewer.window.resize(*SIZE)
-    viewer.open_sample("napari-fovea", "ihc")
-    viewer.layers.selection.active = viewer.layers["ihc"]
-    both = (folder / "ihc.png", folder / "ihc-live.png")
-    segmenting(viewer, "ihc", both[0], live=both[1])
+    stain = "ihc haematoxylin"
+    # A viewer for each: one whose focus path was removed may crash as it draws.
+    viewer = showing("ihc", stain)
+    segmenting(viewer, stain, "retina-nuclei", folder / "ihc-live.png", live=True)
+    viewer.close()
+    viewer = showing("ihc", stain)
+    segmenting(viewer, stain, DEFAULT, folder / "ihc.png")
+    viewer.close()
+    viewer = showing("ihc", "ihc")
+    learning(viewer, "ihc", folder / "fine-tune.png")
+    viewer.close()
+    viewer = showing("ihc", "ihc")
     player(viewer, "ihc", folder / "focus-path-ihc.png", share=0.28)
     attention(
         viewer,
@@ -212,12 +250,8 @@ def main() -> None:
         beside=True,
     )
     viewer.close()
-    viewer = napari.Viewer(show=True)
-    viewer.window.resize(*SIZE)
-    viewer.theme = "light"
-    viewer.open_sample("napari-fovea", "synthetic")
-    viewer.layers.selection.active = viewer.layers["nuclei"]
-    segmenting(viewer, "nuclei", folder / "synthetic.png")
+    viewer = showing("synthetic", "nuclei", theme="light")
+    segmenting(viewer, "nuclei", "retina-nuclei", folder / "synthetic.png")
     player(viewer, "nuclei", folder / "focus-path-nuclei.png", share=0.6)
     attention(
         viewer,

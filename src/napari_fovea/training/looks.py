@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _BATCH = 32  # subareas looked at together
 _AROUND = 96  # subareas looked at around the strokes of a plane
-_KEPT = 1024**2  # pixels of a plane up to which all its features are kept
+_KEPT = 1536**2  # pixels up to which all features are kept: about a gigabyte
 
 
 @dataclass(frozen=True)
