@@ -84,11 +84,8 @@ def segmenting(
     viewer: napari.Viewer, image: str, model: str, file: Path, *, live: bool = False
 ) -> None:
     """Show the Model and Segment docks after a run, or in the midst of it."""
-    model_dock, dock = opened(viewer, "Model"), opened(viewer, "Segment")
-    choose(dock, model)
-    dock.images.setCurrentText(image)
-    wait(60, dock.run_button.isEnabled)
-    dock.run_button.click()
+    beside = opened(viewer, "Model")
+    dock = running(viewer, image, model)
     if live:
         wait(300, lambda: dock.progress.value() > 400)
         shoot(viewer, file)
@@ -96,8 +93,18 @@ def segmenting(
     wait(300, lambda: dock.job is None and dock.results.idle)
     if not live:
         shoot(viewer, file)
-    for each in (dock, model_dock):
+    for each in (dock, beside):
         viewer.window.remove_dock_widget(each)
+
+
+def running(viewer: napari.Viewer, image: str, model: str) -> Any:
+    """Open the Segment dock and start a run."""
+    dock = opened(viewer, "Segment")
+    choose(dock, model)
+    dock.images.setCurrentText(image)
+    wait(60, dock.run_button.isEnabled)
+    dock.run_button.click()
+    return dock
 
 
 def showing(sample: str, image: str, *, theme: str = "dark") -> napari.Viewer:
@@ -127,8 +134,6 @@ def learning(viewer: napari.Viewer, image: str, file: Path) -> None:
     dock.form.train_button.click()
     wait(300, lambda: dock.job is None and dock.plane.results.idle)
     shoot(viewer, file)
-    viewer.window.remove_dock_widget(dock)
-    viewer.layers.remove(labels)
 
 
 def paint(labels: Any, places: tuple[tuple[int, int], ...], number: int) -> None:
@@ -143,11 +148,7 @@ def paint(labels: Any, places: tuple[tuple[int, int], ...], number: int) -> None
 
 def segmented(viewer: napari.Viewer, image: str) -> None:
     """Segment an image with the retina, and close the dock again."""
-    dock = opened(viewer, "Segment")
-    choose(dock, "retina-nuclei")
-    dock.images.setCurrentText(image)
-    wait(60, dock.run_button.isEnabled)
-    dock.run_button.click()
+    dock = running(viewer, image, "retina-nuclei")
     wait(300, lambda: dock.job is None and dock.results.idle)
     viewer.window.remove_dock_widget(dock)
 
