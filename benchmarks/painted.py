@@ -32,6 +32,7 @@ from strokes import simulated
 if TYPE_CHECKING:
     from napari_fovea.training.learned import Tuned
 
+PARTS = ("nuclei", "other", "speed", "enlarged", "membranes", "transfer", "guard")
 CPU = "cpu"
 LARGER = 11.0
 """A diameter told of objects, so that the model is shown more pixels."""
@@ -42,14 +43,7 @@ Picture = tuple[np.ndarray, np.ndarray, np.ndarray]  # image, objects, strokes
 def main() -> None:
     """Run the parts that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--parts",
-        nargs="+",
-        default=[
-            *("nuclei", "other", "speed", "enlarged"),
-            *("membranes", "transfer", "guard"),
-        ],
-    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--model", default="focusnet-nuclei", help="a name or file")
     parser.add_argument("--every", type=int, default=3, help="take every n-th image")
     parser.add_argument("--seconds", type=float, default=20, help="of thorough")
@@ -259,7 +253,7 @@ def speed(model: Model, *, part: str = "speed", diameter: float | None = None) -
         {
             "part": part,
             "model": model.name,
-            "side_as_shown": round(read.planes[0].image.shape[-1]),
+            "side_as_shown": read.planes[0].image.shape[-1],
             "first_refit": round(first, 3),
             "refit": round(float(np.median(times)), 3),
             "view": round(float(np.median(views)), 3),
